@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: MIT
+# make demo | check | bench | install DESTDIR= PREFIX=
+
+PREFIX     ?= /usr
+DESTDIR    ?=
+# The distribution's Python: the one whose site directory the installed package goes to.
+PYTHON     ?= /usr/bin/python3
+BINDIR      = $(PREFIX)/bin
+LIBEXECDIR  = $(PREFIX)/libexec
+UNITDIR     = $(PREFIX)/lib/systemd/system
+DATADIR     = $(PREFIX)/share
+SYSCONFDIR ?= $(if $(filter /usr,$(PREFIX)),/etc,$(PREFIX)/etc)
+DOCDIR      = $(DATADIR)/doc/llmuxd
+
+UNITS = llmuxd.service llmuxd.socket llmux-model@.service
+FILL  = sed -e 's|@bindir@|$(BINDIR)|g' -e 's|@libexecdir@|$(LIBEXECDIR)|g' \
+	-e 's|@python@|$(PYTHON)|g'
+
+VENV = .venv
+IN   = $(VENV)/bin
+
+.PHONY: all
+all:
+	@echo "make demo    boots a throw-away machine with two models on 127.0.0.1:4000"
+	@echo "make check   lint, types and all tests"
+	@echo "make install DESTDIR= PREFIX=/usr"
+
+# What a package's %install calls.
+.PHONY: install
+install: install-python install-files
+
+.PHONY: install-python
+install-python:
+	$(PYTHON) packaging/install_python.py --prefix=$(PREFIX) --root=$(DESTDIR)/
+
+.PHONY: install-files
+install-files:
+	install -d $(DESTDIR)$(UNITDIR) $(DESTDIR)$(LIBEXECDIR)/llmux $(DESTDIR)$(SYSCONFDIR)/llmux
+	for unit in $(UNITS); do \
+		$(FILL) systemd/$$unit > $(DESTDIR)$(UNITDIR)/$$unit && \
+		chmod 644 $(DESTDIR)$(UNITDIR)/$$unit || exit 1; \
+	done
+	$(FILL) packaging/llmux-model.in > $(DESTDIR)$(LIBEXECDIR)/llmux/llmux-model
+	chmod 755 $(DESTDIR)$(LIBEXECDIR)/llmux/llmux-model
+	install -D -m 644 dbus/org.llmux.conf $(DESTDIR)$(DATADIR)/dbus-1/system.d/org.llmux.conf
+	install -D -m 644 dbus/org.llmux.service \
+		$(DESTDIR)$(DATADIR)/dbus-1/system-services/org.llmux.service
+	install -D -m 644 README.md $(DESTDIR)$(DOCDIR)/README.md
+	install -D -m 644 LICENSE $(DESTDIR)$(DATADIR)/licenses/llmuxd/LICENSE
+	test -e $(DESTDIR)$(SYSCONFDIR)/llmux/llmux.yaml || \
+		install -m 644 packaging/llmux.yaml $(DESTDIR)$(SYSCONFDIR)/llmux/llmux.yaml

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: MIT
+"""llmuxd: arguments, configuration, run."""
+
+import argparse
+import asyncio
+import logging
+import os
+import sys
+from pathlib import Path
+
+from . import __version__, config, journal
+from .errors import ConfigInvalid
+
+log = logging.getLogger("llmuxd")
+
+DEFAULT_PORT = 4000
+EXIT_CONFIG = 2
+
+
+def main() -> int:
+    """Entry point; exit status 1 where it failed, 2 for a wrong configuration or argument."""
+    arguments = _arguments()
+    journal.set_up(verbose=arguments.verbose)
+    try:
+        loaded = config.load(arguments.config)
+    except ConfigInvalid as error:
+        if arguments.check_config:
+            print(error, file=sys.stderr)
+        else:
+            log.error("%s", error)
+        return EXIT_CONFIG
+    if arguments.check_config:
+        print(f"{arguments.config}: good, {len(loaded.models)} models")
+        return 0
+    port = arguments.port
+    if port is None and "LISTEN_FDS" not in os.environ:
+        port = DEFAULT_PORT
+    # Imported here: --check-config needs none of it.
+    from .daemon import Daemon
+
+    async def run() -> None:
+        await Daemon(arguments.config, loaded, port).run()
+
+    try:
+        asyncio.run(run())
+    except OSError as error:
+        log.error("%s", error)
+        return 1
+    return 0
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="llmuxd", description="Switches the models of this host behind one endpoint."
+    )
+    parser.add_argument(
+        "-c", "--config", type=Path, default=config.DEFAULT_PATH, metavar="FILE",
+        help="the configuration (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "-p", "--port", type=_port, metavar="PORT",
+        help="listen on 127.0.0.1:PORT, not on the socket that systemd passes",
+    )  # fmt: skip
+    parser.add_argument(
+        "--check-config", action="store_true", help="read the configuration, say what is wrong, end"
+    )
+    parser.add_argument("-v", "--verbose", action="store_true", help="log each step")
+    parser.add_argument("--version", action="version", version=f"llmuxd {__version__}")
+    return parser.parse_args()
+
+
+def _port(text: str) -> int:
+    number = int(text)
+    if not 0 < number < 65536:
+        raise argparse.ArgumentTypeError(f"no such port: {text}")
+    return number
+
+
+if __name__ == "__main__":
+    sys.exit(main())

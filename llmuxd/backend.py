@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: MIT
+"""The connection to one running model's HTTP server; lives from its activation to its leaving."""
+
+import aiohttp
+
+# Servers close idle connections after 5 s (uvicorn, cpp-httplib); a request sent on a connection
+# that the other side just closed would be lost, so ours are dropped well before.
+KEEPALIVE = 3.0
+
+
+class Backend:
+    """`http://127.0.0.1:PORT`, with its own connection pool.
+
+    One pool a run: a connection that was open when the server was checkpointed is dead when it
+    comes back, and must not be used again.
+    """
+
+    def __init__(self, port: int):
+        self.port = port
+        self.endpoint = f"http://127.0.0.1:{port}"
+        self._session: aiohttp.ClientSession | None = None
+
+    @property
+    def session(self) -> aiohttp.ClientSession:
+        """The pool; bytes pass as they are, without limits of count or time."""
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE),
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=10.0),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                auto_decompress=False,
+            )
+        return self._session
+
+    async def close(self) -> None:
+        """Close every connection."""
+        if self._session is not None:
+            await self._session.close()
+            self._session = None

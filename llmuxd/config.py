@@ -1,0 +1,301 @@
+# SPDX-License-Identifier: MIT
+"""llmux.yaml, read into frozen dataclasses.
+
+The file is composed to nodes, never constructed to objects: nodes keep their line and column
+for the error text, and the text that was written. PyYAML's constructor would take duplicate
+keys silently, `4000:01` for 240001 and `on` for true.
+"""
+
+import difflib
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field, fields
+from enum import StrEnum
+from pathlib import Path
+
+import yaml
+
+from . import names
+from .errors import ConfigInvalid, InvalidName, NoSuchModel
+
+DEFAULT_PATH = Path("/etc/llmux/llmux.yaml")
+DEFAULT_MAX_BODY = 32 * 1024 * 1024
+_NULL = "tag:yaml.org,2002:null"
+# The C loader is ten times faster, and llmux-model reads the file at each start; it is
+# missing where PyYAML was built without libyaml.
+_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class Engine(StrEnum):
+    """What serves the model in its container; decides what can be asked of it."""
+
+    VLLM = "vllm"
+    LLAMA_SERVER = "llama-server"
+    GENERIC = "generic"
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """One model: what to run, and what it needs. Times are in seconds."""
+
+    name: str
+    image: str
+    engine: Engine = Engine.VLLM
+    args: tuple[str, ...] = ()
+    env: tuple[tuple[str, str], ...] = ()
+    volumes: tuple[str, ...] = ()
+    gpus: tuple[int, ...] = (0,)
+    devices: tuple[str, ...] | None = None
+    podman_args: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()
+    port: int = 8000
+    health: str = "/health"
+    shm_size: str = "2g"
+    start_timeout: float = 900.0
+    checkpoint: bool = True
+
+    @property
+    def device_names(self) -> tuple[str, ...]:
+        """What podman's --device is given: the configured ones, else the GPUs by CDI name."""
+        if self.devices is not None:
+            return self.devices
+        return tuple(f"nvidia.com/gpu={gpu}" for gpu in self.gpus)
+
+    @property
+    def definition(self) -> str:
+        """A hash of all that makes the container what it is.
+
+        A checkpoint of another definition must not be restored. What only llmuxd reads
+        (aliases, time limits) leaves it as it was.
+        """
+        mine = asdict(self) | {"devices": self.device_names}
+        for key in ("aliases", "start_timeout", "checkpoint", "health"):
+            del mine[key]
+        return hashlib.sha256(json.dumps(mine, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Config:
+    """The whole file. `models` keeps the file's order."""
+
+    path: Path
+    models: dict[str, ModelConfig] = field(default_factory=dict)
+    max_body: int = DEFAULT_MAX_BODY
+
+    @property
+    def aliases(self) -> dict[str, str]:
+        """Each alias and the model that it stands for."""
+        return {alias: model.name for model in self.models.values() for alias in model.aliases}
+
+    def resolve(self, name: str) -> str:
+        """The model behind a name or an alias; NoSuchModel with the nearest one otherwise."""
+        if name in self.models:
+            return name
+        aliases = self.aliases
+        if name in aliases:
+            return aliases[name]
+        known = [*self.models, *aliases]
+        hint = nearest(name, known) or "'llmuxctl status' lists the models"
+        raise NoSuchModel(f"there is no model {name!r}", hint)
+
+
+def nearest(word: str, known: list[str]) -> str:
+    """`did you mean …?` for the closest of `known`; empty where none is close."""
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"did you mean {close[0]!r}?" if close else ""
+
+
+def load(path: Path) -> Config:
+    """Read and check the file at `path`; ConfigInvalid says where and what is wrong."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigInvalid(f"{path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigInvalid(f"{path}: not valid UTF-8 at byte {error.start}") from None
+    return parse(text, path)
+
+
+def parse(text: str, path: Path) -> Config:
+    """`load` for a text in hand; `path` is what errors call it."""
+    try:
+        root = yaml.compose(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
+        raise ConfigInvalid(f"{where}: {error.problem or error.context}") from None
+    except yaml.YAMLError as error:
+        raise ConfigInvalid(f"{path}: {error}") from None
+    if root is None:
+        raise ConfigInvalid(f"{path}: the file is empty", "it needs a 'models:' section")
+    return _Reader(path).config(root)
+
+
+class _Reader:
+    """Typed getters over YAML nodes; every complaint carries the node's place."""
+
+    def __init__(self, path: Path):
+        self._path = path
+
+    def config(self, root: yaml.Node) -> Config:
+        top = self._mapping(root, "the file", ["defaults", "models", "max_body"])
+        if "models" not in top:
+            raise self._error(root, "there is no 'models:' section")
+        defaults = self._settings(top.get("defaults"), "defaults", exclude=frozenset({"aliases"}))
+        models = self._models(top["models"], defaults)
+        max_body = DEFAULT_MAX_BODY
+        if "max_body" in top:
+            max_body = self._integer(top["max_body"], "max_body", low=1024)
+        return Config(self._path, models, max_body)
+
+    def _models(self, node: yaml.Node, defaults: dict[str, yaml.Node]) -> dict[str, ModelConfig]:
+        models: dict[str, ModelConfig] = {}
+        taken: dict[str, str] = {}
+        entries = self._pairs(node, "models")
+        if not entries:
+            raise self._error(node, "'models:' lists no model")
+        for key, _ in entries:
+            try:
+                name = names.check(key.value)
+            except InvalidName as error:
+                raise self._error(key, error.message) from None
+            taken[name] = name
+        for key, value in entries:
+            settings = defaults | self._settings(value, f"model {key.value!r}")
+            model = self._model(key, settings)
+            for alias in model.aliases:
+                if alias in taken:
+                    raise self._error(
+                        settings["aliases"],
+                        f"{alias!r} already names the model {taken[alias]!r}",
+                    )
+                taken[alias] = model.name
+            models[model.name] = model
+        return models
+
+    def _settings(
+        self, node: yaml.Node | None, what: str, exclude: frozenset[str] = frozenset()
+    ) -> dict[str, yaml.Node]:
+        if node is None or node.tag == _NULL:
+            return {}
+        known = [f.name for f in fields(ModelConfig) if f.name != "name" and f.name not in exclude]
+        return self._mapping(node, what, known)
+
+    def _model(self, key: yaml.ScalarNode, settings: dict[str, yaml.Node]) -> ModelConfig:
+        if "image" not in settings:
+            raise self._error(key, f"model {key.value!r} has no 'image:', nor have the defaults")
+        model = ModelConfig(name=key.value, image=self._text(settings["image"], "image"))
+        values: dict[str, object] = {}
+        for name, node in settings.items():
+            match name:
+                case "args" | "volumes" | "podman_args" | "aliases" | "devices":
+                    values[name] = self._texts(node, name)
+                case "env":
+                    values[name] = tuple(
+                        (pair.value, self._text(value, f"env {pair.value}"))
+                        for pair, value in self._pairs(node, name)
+                    )
+                case "gpus":
+                    values[name] = self._gpus(node)
+                case "engine":
+                    values[name] = self._engine(node)
+                case "port":
+                    values[name] = self._integer(node, name, low=1, high=65535)
+                case "start_timeout":
+                    values[name] = self._seconds(node, name)
+                case "checkpoint":
+                    values[name] = self._boolean(node, name)
+                case "health":
+                    values[name] = self._health(node)
+                case _:
+                    values[name] = self._text(node, name)
+        return ModelConfig(**{"name": model.name, **values})  # type: ignore[arg-type]
+
+    def _mapping(self, node: yaml.Node, what: str, known: list[str]) -> dict[str, yaml.Node]:
+        result = {}
+        for key, value in self._pairs(node, what):
+            if key.value not in known:
+                hint = nearest(key.value, known) or f"known here: {', '.join(sorted(known))}"
+                raise self._error(key, f"unknown key {key.value!r} in {what}", hint)
+            result[key.value] = value
+        return result
+
+    def _pairs(self, node: yaml.Node, what: str) -> list[tuple[yaml.ScalarNode, yaml.Node]]:
+        if not isinstance(node, yaml.MappingNode):
+            raise self._error(node, f"{what} must be a mapping of 'key: value' lines")
+        seen: dict[str, int] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise self._error(key, f"a key of {what} must be plain text")
+            if key.value in seen:
+                raise self._error(
+                    key, f"{key.value!r} stands twice in {what}, first in line {seen[key.value]}"
+                )
+            seen[key.value] = key.start_mark.line + 1
+        return list(node.value)
+
+    def _text(self, node: yaml.Node, what: str) -> str:
+        # The text as it was written: `--max-model-len, 512` means "512", not a number.
+        if not isinstance(node, yaml.ScalarNode) or node.tag == _NULL:
+            raise self._error(node, f"{what} must be a text")
+        if "\0" in node.value:
+            raise self._error(node, f"{what} has a NUL character in it")
+        return str(node.value)
+
+    def _texts(self, node: yaml.Node, what: str) -> tuple[str, ...]:
+        if not isinstance(node, yaml.SequenceNode):
+            raise self._error(node, f"{what} must be a list", f"write {what}: [one, two]")
+        return tuple(self._text(item, f"an item of {what}") for item in node.value)
+
+    def _gpus(self, node: yaml.Node) -> tuple[int, ...]:
+        if not isinstance(node, yaml.SequenceNode):
+            raise self._error(node, "gpus must be a list of numbers", "write gpus: [0]")
+        numbers = tuple(self._integer(item, "an item of gpus", low=0) for item in node.value)
+        if len(set(numbers)) != len(numbers):
+            raise self._error(node, "gpus names one GPU twice")
+        return numbers
+
+    def _integer(self, node: yaml.Node, what: str, low: int, high: int | None = None) -> int:
+        text = self._text(node, what)
+        if not (text.isascii() and text.isdigit()):
+            raise self._error(node, f"{what} must be a whole number, not {text!r}")
+        number = int(text)
+        if number < low or (high is not None and number > high):
+            bound = f"from {low} to {high}" if high is not None else f"{low} or more"
+            raise self._error(node, f"{what} must be {bound}, not {text}")
+        return number
+
+    def _seconds(self, node: yaml.Node, what: str) -> float:
+        text = self._text(node, what)
+        try:
+            seconds = float(text)
+        except ValueError:
+            seconds = -1.0
+        if not 0 < seconds < 1e9:
+            raise self._error(node, f"{what} must be a number of seconds, not {text!r}")
+        return seconds
+
+    def _boolean(self, node: yaml.Node, what: str) -> bool:
+        text = self._text(node, what)
+        if text not in ("true", "false"):
+            raise self._error(node, f"{what} must be true or false, not {text!r}")
+        return text == "true"
+
+    def _engine(self, node: yaml.Node) -> Engine:
+        text = self._text(node, "engine")
+        known = [engine.value for engine in Engine]
+        if text not in known:
+            raise self._error(
+                node, f"unknown engine {text!r}", nearest(text, known) or f"one of {known}"
+            )
+        return Engine(text)
+
+    def _health(self, node: yaml.Node) -> str:
+        text = self._text(node, "health")
+        if not text.startswith("/"):
+            raise self._error(node, f"health must be a path such as /health, not {text!r}")
+        return text
+
+    def _error(self, node: yaml.Node, message: str, hint: str = "") -> ConfigInvalid:
+        mark = node.start_mark
+        return ConfigInvalid(f"{self._path}:{mark.line + 1}:{mark.column + 1}: {message}", hint)

@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: MIT
+"""The daemon's life: start, ready, reload, watchdog, stop; owns every task."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any
+
+import pystemd.daemon
+import sdnotify
+from dbus_next import BusType
+from dbus_next.aio import MessageBus
+
+from . import config
+from .control import Control
+from .errors import ConfigInvalid, LlmuxError
+from .proxy import Proxy
+from .switcher import Switcher
+from .units import Units
+
+log = logging.getLogger(__name__)
+
+BUS_RETRY = 1.0
+
+
+class Daemon:
+    """One llmuxd. `port`: listen there on loopback instead of systemd's socket."""
+
+    def __init__(self, path: Path, loaded: config.Config, port: int | None):
+        self._path = path
+        self._port = port
+        self._notify = sdnotify.SystemdNotifier().notify
+        self._units = Units()
+        self._switcher = Switcher(loaded, self._units)
+        self._control = Control(self._switcher, self.reload)
+        self._proxy = Proxy(self._switcher)
+        self._tasks: list[asyncio.Task[None]] = []
+        self._stop = asyncio.Event()
+        self._failure: BaseException | None = None
+
+    async def run(self) -> None:
+        """Serve until SIGTERM or SIGINT; requests in flight end first."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
+        sockets = listening_sockets(self._port)
+        bus = await self._connect()
+        await self._switcher.adopt()
+        self._own(self._switcher.run(), "switcher")
+        self._own(self._keep_connected(bus), "bus")
+        self._own(self._watchdog(), "watchdog")
+        await self._proxy.start(sockets)
+        self._notify(f"READY=1\nSTATUS={len(self._switcher.names())} models")
+        log.info("serving %d models", len(self._switcher.names()))
+        await self._stop.wait()
+        await self._shut_down()
+        if self._failure is not None:
+            raise self._failure
+
+    def reload(self) -> None:
+        """Take the configuration file as it is now; an error leaves all as it was."""
+        self._switcher.reload(config.load(self._path))
+        log.info("configuration reloaded, %d models", len(self._switcher.names()))
+
+    def _on_hangup(self) -> None:
+        try:
+            self.reload()
+        except ConfigInvalid as error:
+            log.error("the configuration stays as it was: %s", error)
+
+    async def _shut_down(self) -> None:
+        self._notify("STOPPING=1\nSTATUS=letting requests in flight end")
+        log.info("stopping; the models go on")
+        await self._proxy.close()
+        await self._switcher.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._units.close()
+
+    async def _connect(self) -> MessageBus:
+        bus = await MessageBus(bus_type=BusType.SYSTEM).connect()
+        try:
+            await self._units.attach(bus)
+            await self._control.attach(bus)
+        except BaseException:
+            bus.disconnect()
+            raise
+        return bus
+
+    async def _keep_connected(self, bus: MessageBus) -> None:
+        try:
+            while True:
+                with contextlib.suppress(Exception):
+                    await bus.wait_for_disconnect()
+                log.warning("the system bus is gone; connecting again")
+                self._units.detach()
+                self._control.detach()
+                bus = await self._connect_again()
+                await self._switcher.adopt()
+                log.info("connected to the system bus again")
+        finally:
+            bus.disconnect()
+
+    async def _connect_again(self) -> MessageBus:
+        while True:
+            try:
+                return await self._connect()
+            except (OSError, EOFError, LlmuxError) as error:
+                log.debug("no system bus yet: %s", error)
+                await asyncio.sleep(BUS_RETRY)
+
+    async def _watchdog(self) -> None:
+        """Tell systemd that the loop turns, twice as often as it wants to hear."""
+        interval = int(os.environ.get("WATCHDOG_USEC", "0")) / 2e6
+        while interval:
+            self._notify("WATCHDOG=1")
+            await asyncio.sleep(interval)
+
+    def _own(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.create_task(work, name=name)
+        task.add_done_callback(self._ended)
+        self._tasks.append(task)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if task.cancelled() or task.exception() is None:
+            return
+        # Half a daemon is worse than a restarted one: the models go on meanwhile.
+        self._failure = task.exception()
+        self._stop.set()
+
+
+def listening_sockets(port: int | None) -> list[socket.socket]:
+    """The sockets that systemd passed, or one on 127.0.0.1:`port`."""
+    if port is not None:
+        return [socket.create_server(("127.0.0.1", port), backlog=4096)]
+    count = pystemd.daemon.listen_fds(True)
+    first = pystemd.daemon.LISTEN_FDS_START
+    return [socket.socket(fileno=fd) for fd in range(first, first + count)]

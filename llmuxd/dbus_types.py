@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: MIT
+"""D-Bus signatures as annotations.
+
+dbus-next reads a method's annotations as D-Bus signatures; a type checker reads them as types.
+Each name here is the one to the first and the other to the second.
+"""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    Bool = bool
+    Double = float
+    ObjectPath = str
+    String = str
+    Strings = list[str]
+    UInt32 = int
+    UInt64 = int
+    JobBegin = list[object]
+    JobEnd = list[object]
+    ModelRows = list[list[str]]
+    JobRows = list[list[object]]
+else:
+    Bool = "b"
+    Double = "d"
+    ObjectPath = "o"
+    String = "s"
+    Strings = "as"
+    UInt32 = "u"
+    UInt64 = "t"
+    JobBegin = "uos"
+    JobEnd = "uoss"
+    ModelRows = "a(ssos)"
+    JobRows = "a(usso)"

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: MIT
+"""The one table of what can go wrong: exception class to D-Bus name, HTTP status, OpenAI type.
+
+An error here is the user's mistake or the world's fault: one line that says what happened, and
+a hint that says what to do next. Anything else is a bug and stays a traceback in the journal.
+"""
+
+from typing import ClassVar
+
+
+class LlmuxError(Exception):
+    """Base of all typed errors. `str(error)` is one line: what happened, then the hint."""
+
+    dbus_name: ClassVar[str] = "org.llmux.Error.Failed"
+    http_status: ClassVar[int] = 500
+    openai_type: ClassVar[str] = "server_error"
+    openai_code: ClassVar[str | None] = None
+    hint: ClassVar[str] = ""
+
+    def __init__(self, message: str, hint: str | None = None, retry_after: float | None = None):
+        """`hint` replaces the class's own; `retry_after` is in seconds, for HTTP's Retry-After."""
+        super().__init__(message)
+        self.message = " ".join(message.split())
+        self.hint_text = self.hint if hint is None else hint
+        self.retry_after = retry_after
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.hint_text})" if self.hint_text else self.message
+
+
+class InvalidName(LlmuxError):
+    """A text that cannot be a model's name."""
+
+    dbus_name = "org.llmux.Error.InvalidName"
+    http_status = 400
+    openai_type = "invalid_request_error"
+
+
+class ConfigInvalid(LlmuxError):
+    """llmux.yaml cannot be used; the message begins with file:line:column."""
+
+    dbus_name = "org.llmux.Error.ConfigInvalid"
+
+
+class NoSuchModel(LlmuxError):
+    """No model of this name or alias is configured."""
+
+    dbus_name = "org.llmux.Error.NoSuchModel"
+    http_status = 404
+    openai_type = "invalid_request_error"
+    openai_code = "model_not_found"
+
+
+class BadRequest(LlmuxError):
+    """The HTTP request cannot be understood."""
+
+    dbus_name = "org.llmux.Error.BadRequest"
+    http_status = 400
+    openai_type = "invalid_request_error"
+
+
+class BodyTooLarge(LlmuxError):
+    """The HTTP request's body exceeds the configured limit."""
+
+    http_status = 413
+    openai_type = "invalid_request_error"
+
+
+class ModelFailed(LlmuxError):
+    """The model's unit could not be started, or keeps failing."""
+
+    dbus_name = "org.llmux.Error.ModelFailed"
+    http_status = 503
+    openai_code = "model_failed"
+
+
+class BackendLost(LlmuxError):
+    """The model's server went away while it had the request."""
+
+    http_status = 502
+    openai_code = "backend_lost"
+
+
+class NotRunning(LlmuxError):
+    """The operation needs a model that runs."""
+
+    dbus_name = "org.llmux.Error.NotRunning"
+    http_status = 409
+
+
+class NotSupported(LlmuxError):
+    """The model's configuration rules the operation out."""
+
+    dbus_name = "org.llmux.Error.NotSupported"
+    http_status = 409
+
+
+class NoSuchJob(LlmuxError):
+    """No job of this number runs."""
+
+    dbus_name = "org.llmux.Error.NoSuchJob"
+    http_status = 404
+
+
+class SystemdUnreachable(LlmuxError):
+    """PID 1 did not answer, or the system bus is away."""
+
+    dbus_name = "org.llmux.Error.SystemdUnreachable"
+    http_status = 503
+    hint = "see 'systemctl status' and 'journalctl -u llmuxd'"
+
+
+class UnitRefused(LlmuxError):
+    """systemd refused an operation on a model's unit."""
+
+    dbus_name = "org.llmux.Error.UnitRefused"
+    http_status = 503
+
+
+class Stopping(LlmuxError):
+    """llmuxd is on its way out and takes no new work."""
+
+    dbus_name = "org.llmux.Error.Stopping"
+    http_status = 503
+    hint = "try again in a moment"
+
+
+class Internal(LlmuxError):
+    """A bug; the caller learns no more than that."""
+
+    dbus_name = "org.llmux.Error.Internal"
+    hint = "the journal has the details: journalctl -u llmuxd"

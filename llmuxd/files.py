@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: MIT
+"""Small JSON files that two programs share: written whole or not at all."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+# systemd names these two for a unit that asks for them (systemd.exec(5)); both units ask for
+# the same directories, because the daemon reads what the models' helper writes.
+STATE_DIRECTORY = "/var/lib/llmux"
+RUNTIME_DIRECTORY = "/run/llmux"
+
+
+def state_root() -> Path:
+    """Where that is kept which survives a reboot."""
+    return Path(os.environ.get("STATE_DIRECTORY", STATE_DIRECTORY))
+
+
+def runtime_root() -> Path:
+    """Where that is kept which a reboot makes void."""
+    return Path(os.environ.get("RUNTIME_DIRECTORY", RUNTIME_DIRECTORY))
+
+
+def write_json(path: Path, value: Mapping[str, object]) -> None:
+    """Replace `path` by `value`, durably: a crash leaves the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".new")
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(value, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def read_json(path: Path) -> dict[str, object] | None:
+    """The object in `path`; None where there is no readable one."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: MIT
+"""Work that an operator asked for and that takes time."""
+
+import asyncio
+import itertools
+import time
+from collections.abc import Callable, Coroutine
+from enum import StrEnum
+from typing import Any
+
+from .errors import LlmuxError, NoSuchJob
+
+
+class Kind(StrEnum):
+    """What a job does."""
+
+    SWITCH = "switch"
+    CHECKPOINT = "checkpoint"
+    PARK = "park"
+    WARMUP = "warmup"
+    STOP = "stop"
+
+
+class Result(StrEnum):
+    """How a job ended, in the words of systemd's JobRemoved."""
+
+    DONE = "done"
+    FAILED = "failed"
+    CANCELED = "canceled"
+
+
+class Job:
+    """One piece of work. `started` is Unix time; `error` is set where it failed."""
+
+    def __init__(self, number: int, kind: Kind, model: str):
+        self.number = number
+        self.kind = kind
+        self.model = model
+        self.started = time.time()
+        self.phase = "waiting"
+        self.error: LlmuxError | None = None
+        self.result: Result | None = None
+        self.task: asyncio.Task[None] | None = None
+
+    @property
+    def path(self) -> str:
+        """Its D-Bus object."""
+        return f"/Job/{self.number}"
+
+
+Work = Callable[[Job], Coroutine[Any, Any, None]]
+
+
+class Jobs:
+    """The running jobs. `on_new` and `on_removed` are told as they come and go."""
+
+    def __init__(self) -> None:
+        self.on_new: Callable[[Job], None] = lambda job: None
+        self.on_changed: Callable[[Job], None] = lambda job: None
+        self.on_removed: Callable[[Job], None] = lambda job: None
+        self._numbers = itertools.count(1)
+        self._jobs: dict[int, Job] = {}
+
+    def add(self, kind: Kind, model: str, work: Work) -> Job:
+        """Start `work`; returns at once, with the job."""
+        job = Job(next(self._numbers), kind, model)
+        self._jobs[job.number] = job
+        self.on_new(job)
+        job.task = asyncio.create_task(self._run(job, work), name=f"job {job.number} {kind}")
+        return job
+
+    def get(self, number: int) -> Job:
+        """The running job of this number."""
+        try:
+            return self._jobs[number]
+        except KeyError:
+            raise NoSuchJob(f"there is no job {number}", "it may have ended") from None
+
+    def all(self) -> list[Job]:
+        """Every job that runs, oldest first."""
+        return list(self._jobs.values())
+
+    def set_phase(self, job: Job, phase: str) -> None:
+        """Tell what the job does now."""
+        if job.phase != phase:
+            job.phase = phase
+            self.on_changed(job)
+
+    def cancel(self, number: int) -> None:
+        """Give the job up, where it has not gone too far to turn back."""
+        task = self.get(number).task
+        if task is not None:
+            task.cancel()
+
+    async def close(self) -> None:
+        """Cancel all and wait for their ends."""
+        tasks = [job.task for job in self.all() if job.task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _run(self, job: Job, work: Work) -> None:
+        job.result = Result.FAILED
+        try:
+            await work(job)
+            job.result = Result.DONE
+        except LlmuxError as error:
+            job.error = error
+            self.set_phase(job, f"failed: {error}")
+        except asyncio.CancelledError:
+            job.result = Result.CANCELED
+        finally:
+            del self._jobs[job.number]
+            self.on_removed(job)

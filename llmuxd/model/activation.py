@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: MIT
+"""What is true of one run of a model's unit: where it listens, how it came up, how it is to end.
+
+Lives in /run/llmux. The helper writes it before it reports READY, so a unit that is active
+always has one; llmuxd reads it.
+"""
+
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from .. import files, names
+
+
+class Way(StrEnum):
+    """How a model came to serve."""
+
+    COLD = "cold"
+    RESTORE = "restore"
+
+
+class Leave(StrEnum):
+    """What `systemctl stop` of a model's unit does with the model."""
+
+    CHECKPOINT = "checkpoint"
+    STOP = "stop"
+
+
+@dataclass(frozen=True)
+class Activation:
+    """One run. `port` is on 127.0.0.1; `seconds` is from ExecStart's begin to health."""
+
+    model: str
+    port: int
+    way: Way
+    seconds: float
+    why_cold: str = ""
+
+    def save(self) -> None:
+        """Publish it for llmuxd."""
+        files.write_json(_path(self.model), asdict(self))
+
+    @classmethod
+    def load(cls, model: str) -> "Activation | None":
+        """The current run of `model`; None where its unit is not up."""
+        raw = files.read_json(_path(model))
+        if raw is None:
+            return None
+        try:
+            return cls(
+                model=str(raw["model"]),
+                port=int(str(raw["port"])),
+                way=Way(str(raw["way"])),
+                seconds=float(str(raw["seconds"])),
+                why_cold=str(raw.get("why_cold", "")),
+            )
+        except (KeyError, ValueError):
+            return None
+
+    @staticmethod
+    def forget(model: str) -> None:
+        """The unit is down."""
+        _path(model).unlink(missing_ok=True)
+
+
+def order_leave(model: str, leave: Leave) -> None:
+    """Say how the next stop of the unit is to end it. Without an order it is a checkpoint."""
+    files.write_json(_order_path(model), {"leave": leave.value})
+
+
+def take_leave_order(model: str) -> Leave:
+    """The order for the stop that has begun; an order holds once."""
+    raw = files.read_json(_order_path(model))
+    _order_path(model).unlink(missing_ok=True)
+    if raw is not None and raw.get("leave") == Leave.STOP.value:
+        return Leave.STOP
+    return Leave.CHECKPOINT
+
+
+def conmon_pidfile(model: str) -> Path:
+    """Where conmon writes its pid; the path is part of the container, so it must not change."""
+    return files.runtime_root() / f"{names.slug(model)}.conmon.pid"
+
+
+def stopping_mark(model: str) -> Path:
+    """Exists while an ordered stop runs: tells it from a server that died by itself."""
+    return files.runtime_root() / f"{names.slug(model)}.stopping"
+
+
+def _path(model: str) -> Path:
+    return files.runtime_root() / f"{names.slug(model)}.json"
+
+
+def _order_path(model: str) -> Path:
+    return files.runtime_root() / f"{names.slug(model)}.leave.json"

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: MIT
+"""The record beside a checkpoint image: whose it is, whether it may be restored, what it cost.
+
+podman keeps the image itself in the container's own directory and knows nothing of the model's
+definition. A record that is absent, or that says why not, means: start cold.
+"""
+
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from .. import files, names
+
+
+@dataclass(frozen=True)
+class Identity:
+    """All that must be the same where an image is restored as where it was taken."""
+
+    definition: str
+    image_id: str
+    machine_id: str
+    kernel: str
+    criu: str
+
+    def difference(self, other: "Identity") -> str | None:
+        """What changed from this to `other`, in words; None where nothing did."""
+        words = {
+            "definition": "the model's definition in llmux.yaml",
+            "image_id": "the container image",
+            "machine_id": "the machine",
+            "kernel": "the kernel",
+            "criu": "CRIU",
+        }
+        changed = [
+            f"{text} changed"
+            for key, text in words.items()
+            if getattr(self, key) != getattr(other, key)
+        ]
+        return ", ".join(changed) or None
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One image. `taken_at` is Unix time, `seconds` the dump's length, `size` in bytes on disk.
+
+    `invalid` says why it must not be restored; empty for a good one.
+    """
+
+    model: str
+    container_id: str
+    port: int
+    identity: Identity
+    taken_at: float
+    seconds: float
+    size: int
+    directory: str
+    invalid: str = ""
+
+    @property
+    def valid(self) -> bool:
+        """Whether the record allows a restore; whether the files are there is looked up."""
+        return not self.invalid and Path(self.directory, "inventory.img").exists()
+
+    def why_not(self, here: Identity) -> str | None:
+        """Why the image cannot be restored here; None where it can."""
+        if self.invalid:
+            return self.invalid
+        if not Path(self.directory, "inventory.img").exists():
+            return f"the image is missing from {self.directory}"
+        return self.identity.difference(here)
+
+    def save(self) -> None:
+        """Keep it, durably."""
+        files.write_json(_path(self.model), asdict(self))
+
+    def invalidate(self, reason: str) -> "Checkpoint":
+        """Keep the record, with the reason, so that an operator can ask why it started cold."""
+        marked = replace(self, invalid=reason)
+        marked.save()
+        return marked
+
+    @classmethod
+    def load(cls, model: str) -> "Checkpoint | None":
+        """The record of `model`; None where there is none that can be read."""
+        raw = files.read_json(_path(model))
+        if raw is None:
+            return None
+        try:
+            identity = raw["identity"]
+            if not isinstance(identity, dict):
+                return None
+            return cls(
+                model=str(raw["model"]),
+                container_id=str(raw["container_id"]),
+                port=int(str(raw["port"])),
+                identity=Identity(**{key: str(value) for key, value in identity.items()}),
+                taken_at=float(str(raw["taken_at"])),
+                seconds=float(str(raw["seconds"])),
+                size=int(str(raw["size"])),
+                directory=str(raw["directory"]),
+                invalid=str(raw.get("invalid", "")),
+            )
+        except (KeyError, TypeError, ValueError):
+            return None
+
+    @staticmethod
+    def forget(model: str) -> None:
+        """There is no image any more."""
+        _path(model).unlink(missing_ok=True)
+
+
+def disk_usage(directory: Path) -> int:
+    """Bytes that the files below `directory` take on disk (sparse files count what they hold)."""
+    total = 0
+    for path in directory.rglob("*"):
+        total += path.lstat().st_blocks * 512
+    return total
+
+
+def now() -> float:
+    """Unix time, for `taken_at`."""
+    return time.time()
+
+
+def _path(model: str) -> Path:
+    return files.state_root() / "checkpoints" / f"{names.slug(model)}.json"

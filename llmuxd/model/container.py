@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: MIT
+"""podman command lines for one model's container; the only file that knows podman's flags."""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from .. import names
+from ..config import ModelConfig
+from .activation import conmon_pidfile
+from .process import CommandFailed, run
+
+# A container's own end is bounded by podman's --time; these bound podman itself.
+QUERY_TIMEOUT = 30.0
+REMOVE_TIMEOUT = 60.0
+RUN_TIMEOUT = 300.0
+DUMP_TIMEOUT = 900.0
+STOP_GRACE = 10
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What podman says of a container. `userdata` is its own directory on disk."""
+
+    id: str
+    image_id: str
+    running: bool
+    conmon_pid: int
+    userdata: Path
+
+    @property
+    def checkpoint_directory(self) -> Path:
+        """Where podman puts, and looks for, the checkpoint of this container."""
+        return self.userdata / "checkpoint"
+
+
+class Container:
+    """The container of one model."""
+
+    def __init__(self, model: ModelConfig):
+        self._model = model
+        self.name = names.container(model.name)
+
+    def inspect(self) -> Facts | None:
+        """Look it up; None where podman has no such container."""
+        try:
+            text = run(
+                ["podman", "container", "inspect", "--format", "json", self.name], QUERY_TIMEOUT
+            )
+        except CommandFailed as error:
+            # podman exits with 125 both for "no such container" and for real trouble.
+            if "no such container" in error.reason:
+                return None
+            raise
+        raw = json.loads(text)[0]
+        state = raw["State"]
+        return Facts(
+            id=raw["Id"],
+            image_id=raw["Image"],
+            running=state["Status"] in ("running", "paused", "stopping"),
+            conmon_pid=int(state.get("ConmonPid") or 0),
+            userdata=Path(raw["OCIConfigPath"] or raw["StaticDir"]).parent
+            if raw.get("OCIConfigPath")
+            else Path(raw["StaticDir"]),
+        )
+
+    def image_id(self) -> str:
+        """The id of the image that a cold start would use; empty where it is not here yet."""
+        try:
+            return run(
+                ["podman", "image", "inspect", "--format", "{{.Id}}", self._model.image],
+                QUERY_TIMEOUT,
+            ).strip()
+        except CommandFailed:
+            return ""
+
+    def run(self, port: int) -> None:
+        """Create and start it afresh, published on 127.0.0.1:`port`."""
+        model = self._model
+        argv = [
+            "podman", "run", "--detach",
+            "--name", self.name,
+            "--label", f"org.llmux.model={model.name}",
+            # All of it, conmon included, stays in the unit's cgroup.
+            "--cgroups=split",
+            # The helper reports READY itself, after health; a restore never would.
+            "--sdnotify=ignore",
+            "--log-driver=journald",
+            "--conmon-pidfile", str(conmon_pidfile(model.name)),
+            "--publish", f"127.0.0.1:{port}:{model.port}",
+            # vLLM's workers talk through /dev/shm; podman's 64 MB are too few.
+            "--shm-size", model.shm_size,
+        ]  # fmt: skip
+        for key, value in model.env:
+            argv += ["--env", f"{key}={value}"]
+        for volume in model.volumes:
+            argv += ["--volume", volume]
+        for device in model.device_names:
+            argv += ["--device", device]
+        run([*argv, *model.podman_args, model.image, *model.args], RUN_TIMEOUT)
+
+    def restore(self) -> None:
+        """Bring it back from its checkpoint, which stays on disk."""
+        run(
+            ["podman", "container", "restore", "--keep", "--tcp-established", self.name],
+            DUMP_TIMEOUT,
+        )
+
+    def checkpoint(self) -> None:
+        """Write it to disk and end it.
+
+        An old image is removed first: CRIU writes over the files in place, and what it does
+        not write again would stay and mix with the new ones.
+        """
+        facts = self.inspect()
+        if facts is not None:
+            empty_directory(facts.checkpoint_directory)
+        run(["podman", "container", "checkpoint", "--tcp-established", self.name], DUMP_TIMEOUT)
+
+    def stop(self) -> None:
+        """End it, politely for a while; it may be started or restored no more."""
+        run(["podman", "stop", "--ignore", "--time", str(STOP_GRACE), self.name], REMOVE_TIMEOUT)
+        self.remove()
+
+    def remove(self) -> None:
+        """Make it not exist, whatever state it is in; its checkpoint goes with it."""
+        run(
+            ["podman", "rm", "--force", "--ignore", "--volumes", "--time", "0", self.name],
+            REMOVE_TIMEOUT,
+        )
+
+
+def criu_version() -> str:
+    """CRIU's version as it prints it, one line; empty where there is none."""
+    try:
+        return " ".join(run(["criu", "--version"], QUERY_TIMEOUT).split())
+    except CommandFailed:
+        return ""
+
+
+def empty_directory(directory: Path) -> None:
+    """Remove what is in `directory`, not the directory: it may be a mount point."""
+    if not directory.is_dir():
+        return
+    for entry in directory.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()

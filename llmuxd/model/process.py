@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: MIT
+"""One way to run a command: clean environment, no input, output kept, a log line to paste."""
+
+import logging
+import os
+import shlex
+import subprocess
+from collections.abc import Sequence
+
+log = logging.getLogger(__name__)
+
+# podman needs these and nothing else of what a unit has.
+_PASSED = ("PATH", "HOME", "INVOCATION_ID", "NOTIFY_SOCKET", "CONTAINERS_CONF", "TMPDIR")
+
+
+class CommandFailed(Exception):
+    """A command's exit status was not 0. `reason` is the one line worth telling."""
+
+    def __init__(self, argv: Sequence[str], status: int, reason: str):
+        super().__init__(f"{' '.join(argv[:3])} … failed: {reason}")
+        self.status = status
+        self.reason = reason
+
+
+def run(argv: Sequence[str], timeout: float | None = None) -> str:
+    """Run `argv`, return its standard output; CommandFailed or TimeoutExpired otherwise."""
+    log.debug("+ %s", shlex.join(argv))
+    env = {key: os.environ[key] for key in _PASSED if key in os.environ}
+    env["LC_ALL"] = "C.UTF-8"
+    # podman talks to systemd for a container that has a socket to notify: ours is not its.
+    env.pop("NOTIFY_SOCKET", None)
+    try:
+        done = subprocess.run(
+            argv,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            env=env,
+            timeout=timeout,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise CommandFailed(argv, 124, f"it did not end within {timeout:g} s") from None
+    except OSError as error:
+        raise CommandFailed(argv, 127, f"{argv[0]}: {error.strerror}") from None
+    stderr = done.stderr.decode(errors="replace")
+    log.debug("%s", stderr.strip())
+    if done.returncode != 0:
+        raise CommandFailed(argv, done.returncode, _reason(stderr))
+    return done.stdout.decode(errors="replace")
+
+
+def _reason(stderr: str) -> str:
+    """The cause in podman's error text.
+
+    CRIU's harmless line about RLIMIT_NOFILE often comes last, behind the cause.
+    """
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    telling = [line for line in lines if "RLIMIT_NOFILE" not in line]
+    errors = [line for line in telling if "rror" in line]
+    chosen = (errors or telling or lines or ["no output"])[-1]
+    return chosen.removeprefix("Error: ")[:500]
