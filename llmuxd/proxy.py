@@ -26,6 +26,9 @@ _HOP_BY_HOP = frozenset(
     }
 )  # fmt: skip
 
+# Requests in flight end in their own time; systemd's TimeoutStopSec is what bounds it. In seconds.
+PATIENCE = 86400.0
+
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -41,7 +44,7 @@ class Proxy:
         app.router.add_post("/v1/{route:.+}", self._forward)
         # Without cancellation, a client that left is noticed only at the next byte for it.
         self._runner = web.AppRunner(
-            app, handler_cancellation=True, access_log=None, shutdown_timeout=float("inf")
+            app, handler_cancellation=True, access_log=None, shutdown_timeout=PATIENCE
         )
 
     async def start(self, sockets: list[socket.socket]) -> None:
@@ -51,7 +54,7 @@ class Proxy:
             await web.SockSite(self._runner, sock).start()
 
     async def close(self) -> None:
-        """Accept no more, let requests in flight end. systemd's TimeoutStopSec bounds it."""
+        """Accept no more, let requests in flight end."""
         await self._runner.cleanup()
 
     async def _health(self, request: web.Request) -> web.Response:

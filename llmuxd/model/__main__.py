@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 from .. import config, journal, names
-from ..errors import LlmuxError
-from .lifecycle import Lifecycle, StartFailed
+from ..errors import LlmuxError, NoSuchModel
+from .lifecycle import DiedAlone, Lifecycle, StartFailed
 from .process import CommandFailed
 
 log = logging.getLogger("llmux-model")
@@ -25,14 +25,21 @@ def main() -> int:
     journal.set_up(verbose=arguments.verbose)
     try:
         name = names.unescape(arguments.instance)
-        known = config.load(arguments.config).models
-        if name not in known:
-            log.error("%s has no model %r", arguments.config, name)
-            return 2
+        model = _model(name, arguments.config, arguments.verb)
     except LlmuxError as error:
         log.error("%s", error)
         return 2
-    return _run(arguments.verb, Lifecycle(known[name]))
+    return _run(arguments.verb, Lifecycle(model))
+
+
+def _model(name: str, path: Path, verb: str) -> config.ModelConfig:
+    """The definition of `name`; a stop needs none, and must work when the file is broken."""
+    if verb != "start":
+        return config.ModelConfig(name=name, image="")
+    models = config.load(path).models
+    if name not in models:
+        raise NoSuchModel(f"{path} has no model {name!r}")
+    return models[name]
 
 
 def _run(verb: str, lifecycle: Lifecycle) -> int:
@@ -43,11 +50,10 @@ def _run(verb: str, lifecycle: Lifecycle) -> int:
             case "stop":
                 lifecycle.stop()
             case _:
-                return 0 if lifecycle.clean_up() else 1
-    except StartFailed as error:
-        log.error("the model could not be started: %s", error)
-        return 1
-    except CommandFailed as error:
+                lifecycle.clean_up()
+    except (StartFailed, DiedAlone, CommandFailed) as error:
+        # The status text stays with the failed unit: systemctl status and llmuxd show it.
+        lifecycle.tell(f"failed: {error}")
         log.error("%s", error)
         return 1
     return 0

@@ -28,10 +28,16 @@ class Leave(StrEnum):
 
 @dataclass(frozen=True)
 class Activation:
-    """One run. `port` is on 127.0.0.1; `seconds` is from ExecStart's begin to health."""
+    """One run. `port` is on 127.0.0.1; `seconds` is from ExecStart's begin to health.
+
+    `definition` and `checkpoint` are those of the configuration that it was started with: the
+    file may say something else, or be gone, by the time it is stopped.
+    """
 
     model: str
     port: int
+    definition: str
+    checkpoint: bool
     way: Way
     seconds: float
     why_cold: str = ""
@@ -50,6 +56,8 @@ class Activation:
             return cls(
                 model=str(raw["model"]),
                 port=int(str(raw["port"])),
+                definition=str(raw["definition"]),
+                checkpoint=bool(raw["checkpoint"]),
                 way=Way(str(raw["way"])),
                 seconds=float(str(raw["seconds"])),
                 why_cold=str(raw.get("why_cold", "")),

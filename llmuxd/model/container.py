@@ -60,9 +60,7 @@ class Container:
             image_id=raw["Image"],
             running=state["Status"] in ("running", "paused", "stopping"),
             conmon_pid=int(state.get("ConmonPid") or 0),
-            userdata=Path(raw["OCIConfigPath"] or raw["StaticDir"]).parent
-            if raw.get("OCIConfigPath")
-            else Path(raw["StaticDir"]),
+            userdata=Path(raw["StaticDir"]),
         )
 
     def image_id(self) -> str:
@@ -122,6 +120,10 @@ class Container:
         """End it, politely for a while; it may be started or restored no more."""
         run(["podman", "stop", "--ignore", "--time", str(STOP_GRACE), self.name], REMOVE_TIMEOUT)
         self.remove()
+
+    def clean_up(self) -> None:
+        """Give back the network and mounts of a container that ended on its own."""
+        run(["podman", "container", "cleanup", self.name], REMOVE_TIMEOUT)
 
     def remove(self) -> None:
         """Make it not exist, whatever state it is in; its checkpoint goes with it."""

@@ -8,6 +8,7 @@ nothing that holds the GPU, a port or half a container is left, whoever died and
 import logging
 import os
 import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import sdnotify
@@ -31,6 +32,22 @@ class StartFailed(Exception):
     """Neither restore nor cold start brought the model up; one line says why."""
 
 
+class CannotRestore(Exception):
+    """There is no checkpoint that could be, or was, restored; one line says why."""
+
+
+class DiedAlone(Exception):
+    """The container ended without an order."""
+
+
+@dataclass(frozen=True)
+class Running:
+    """A healthy server: its port on 127.0.0.1, and the process that watches it."""
+
+    port: int
+    conmon_pid: int
+
+
 class Lifecycle:
     """One model, as its unit's commands see it."""
 
@@ -39,29 +56,37 @@ class Lifecycle:
         self._container = Container(model)
         self._notify = sdnotify.SystemdNotifier().notify
 
+    def tell(self, text: str) -> None:
+        """What `systemctl status` shows of the unit."""
+        self._notify(f"STATUS={text}")
+
     def start(self) -> None:
         """Bring the model to health and hand the unit's main process over to conmon."""
         begin = time.monotonic()
         limit = self._model.start_timeout + PODMAN_MARGIN
         self._notify(f"EXTEND_TIMEOUT_USEC={int(limit * 1e6)}")
         stopping_mark(self._model.name).unlink(missing_ok=True)
-        why_cold = self._restore()
-        way, listen, facts = Way.RESTORE, 0, None
-        if why_cold is None:
-            record = Checkpoint.load(self._model.name)
-            facts = self._container.inspect()
-            listen = record.port if record else 0
-        else:
+        way, why_cold = Way.RESTORE, ""
+        try:
+            running = self._restore()
+        except CannotRestore as reason:
+            way, why_cold = Way.COLD, str(reason)
             log.info("cold start: %s", why_cold)
-            way = Way.COLD
-            listen, facts = self._start_cold()
-        if facts is None or not facts.running:
-            raise StartFailed("the container ended at once")
+            self._void_checkpoint(why_cold)
+            running = self._start_cold()
         seconds = time.monotonic() - begin
-        Activation(self._model.name, listen, way, seconds, why_cold or "").save()
+        Activation(
+            self._model.name,
+            running.port,
+            self._model.definition,
+            self._model.checkpoint,
+            way,
+            seconds,
+            why_cold,
+        ).save()
         log.info("serving after %.2f s (%s)", seconds, way)
         status = f"serving ({way}, {seconds:.2f} s)"
-        self._notify(f"MAINPID={facts.conmon_pid}\nREADY=1\nSTATUS={status}")
+        self._notify(f"MAINPID={running.conmon_pid}\nREADY=1\nSTATUS={status}")
 
     def stop(self) -> None:
         """End the model as ordered; by default with a checkpoint."""
@@ -70,87 +95,98 @@ class Lifecycle:
         if facts is None or not facts.running:
             return
         stopping_mark(self._model.name).touch()
-        if leave is Leave.CHECKPOINT and self._model.checkpoint:
-            self._notify("STATUS=writing the checkpoint")
-            if self._checkpoint(facts):
+        activation = Activation.load(self._model.name)
+        if leave is Leave.CHECKPOINT and activation is not None and activation.checkpoint:
+            self.tell("writing the checkpoint")
+            if self._checkpoint(facts, activation):
                 return
-        self._notify("STATUS=stopping the container")
+        self.tell("stopping the container")
+        self._void_checkpoint("the model was stopped without a checkpoint")
         self._container.stop()
 
-    def clean_up(self) -> bool:
-        """After the unit's end: leave nothing behind. False where the server died by itself."""
+    def clean_up(self) -> None:
+        """After the unit's end: leave nothing behind. DiedAlone where nobody had ordered it."""
         name = self._model.name
         ordered = stopping_mark(name).exists()
         started = Activation.load(name) is not None
         stopping_mark(name).unlink(missing_ok=True)
+        take_leave_order(name)
         Activation.forget(name)
         conmon_pidfile(name).unlink(missing_ok=True)
-        record = Checkpoint.load(name)
-        facts = self._container.inspect()
-        keep = record is not None and facts is not None and record.valid
-        keep = keep and record is not None and facts is not None and facts.id == record.container_id
-        if facts is not None and (facts.running or not keep):
-            log.info("removing what is left of the container %s", self._container.name)
-            self._container.remove()
-            if record is not None and not record.invalid:
-                record.invalidate("its container was killed")
-        if ordered or not started:
-            return True
-        log.error(
-            "the container ended by itself (%s, status %s)",
-            os.environ.get("EXIT_CODE", "unknown"),
-            os.environ.get("EXIT_STATUS", "unknown"),
-        )
-        return False
+        self._clean_container(tidy=ordered)
+        if started and not ordered:
+            how = os.environ.get("EXIT_CODE", "unknown"), os.environ.get("EXIT_STATUS", "unknown")
+            raise DiedAlone(f"the container ended by itself ({how[0]}, status {how[1]})")
 
-    def _restore(self) -> str | None:
-        """Restore if there is something to restore; else the reason for a cold start."""
+    def _clean_container(self, *, tidy: bool) -> None:
+        """Keep a container that has its checkpoint, remove any other."""
+        facts = self._container.inspect()
+        if facts is None:
+            return
+        record = Checkpoint.load(self._model.name)
+        if record is not None and record.valid and facts.id == record.container_id:
+            if not facts.running:
+                if not tidy:
+                    # podman's own clean-up after conmon died with the unit: its network is left.
+                    self._container.clean_up()
+                return
+            record.invalidate("its container would not end")
+        log.info("removing what is left of the container %s", self._container.name)
+        self._container.remove()
+
+    def _void_checkpoint(self, reason: str) -> None:
+        """The container goes, and its image with it; the record says why."""
+        record = Checkpoint.load(self._model.name)
+        if record is not None and not record.invalid:
+            record.invalidate(reason)
+
+    def _restore(self) -> Running:
+        """Restore if there is something to restore; CannotRestore has the reason otherwise."""
         record = Checkpoint.load(self._model.name)
         if record is None:
-            return "there is no checkpoint"
-        why_not = record.why_not(self._identity())
+            raise CannotRestore("there is no checkpoint")
+        here = _identity(self._model.definition, self._container.image_id())
+        why_not = record.why_not(here)
         if why_not is None and not port.free(record.port):
             why_not = f"the port {record.port} that it listens on is taken"
         if why_not is not None:
-            return f"the checkpoint cannot be used: {why_not}"
-        self._notify("STATUS=restoring the checkpoint")
+            raise CannotRestore(f"the checkpoint cannot be used: {why_not}")
+        self.tell("restoring the checkpoint")
         try:
             self._container.restore()
-            facts = self._container.inspect()
-            if facts is None or not facts.running:
-                raise engine.EngineDied("the container ended at once")
-            engine.wait_healthy(self._model, record.port, facts.conmon_pid, RESTORE_HEALTH_TIMEOUT)
+            return self._wait_healthy(record.port, RESTORE_HEALTH_TIMEOUT)
         except (CommandFailed, engine.EngineDied, engine.EngineTimeout) as error:
-            reason = f"the restore failed: {_line(error)}"
+            reason = f"the restore failed: {error}"
             log.warning("%s", reason)
             record.invalidate(reason)
-            return reason
-        return None
+            raise CannotRestore(reason) from None
 
-    def _start_cold(self) -> tuple[int, Facts | None]:
-        self._notify("STATUS=starting cold")
+    def _start_cold(self) -> Running:
+        self.tell("starting cold")
         try:
             self._container.remove()
             listen = port.choose(self._model.name)
             self._container.run(listen)
-            facts = self._container.inspect()
-            if facts is None or not facts.running:
-                raise engine.EngineDied("the container ended at once")
-            self._notify("STATUS=starting cold: waiting for the server's health")
-            engine.wait_healthy(self._model, listen, facts.conmon_pid, self._model.start_timeout)
+            self.tell("starting cold: waiting for the server's health")
+            return self._wait_healthy(listen, self._model.start_timeout)
         except (CommandFailed, port.NoPort, engine.EngineDied, engine.EngineTimeout) as error:
-            raise StartFailed(_line(error)) from None
-        return listen, facts
+            raise StartFailed(str(error)) from None
 
-    def _checkpoint(self, facts: Facts) -> bool:
-        """Dump the container; False where it could not be done, and then nothing of it is left."""
+    def _wait_healthy(self, listen: int, timeout: float) -> Running:
+        facts = self._container.inspect()
+        if facts is None or not facts.running:
+            raise engine.EngineDied("the container ended at once")
+        engine.wait_healthy(self._model, listen, facts.conmon_pid, timeout)
+        return Running(listen, facts.conmon_pid)
+
+    def _checkpoint(self, facts: Facts, activation: Activation) -> bool:
+        """Dump the container; False where it could not be done."""
         begin = time.monotonic()
-        activation = Activation.load(self._model.name)
         record = Checkpoint(
             model=self._model.name,
             container_id=facts.id,
-            port=activation.port if activation else 0,
-            identity=self._identity(facts.image_id),
+            port=activation.port,
+            identity=_identity(activation.definition, facts.image_id),
             taken_at=now(),
             seconds=0.0,
             size=0,
@@ -161,25 +197,25 @@ class Lifecycle:
         try:
             self._container.checkpoint()
         except (CommandFailed, OSError) as error:
-            reason = f"the checkpoint failed: {_line(error)}"
+            reason = f"the checkpoint failed: {error}"
             log.error("%s; stopping the model instead", reason)
             record.invalidate(reason)
             return False
         size = disk_usage(facts.checkpoint_directory)
         seconds = time.monotonic() - begin
-        whole = Checkpoint(**{**vars(record), "seconds": seconds, "size": size, "invalid": ""})
-        whole.save()
+        replace(record, seconds=seconds, size=size, invalid="").save()
         log.info("checkpoint written in %.2f s, %.1f MB", seconds, size / 1e6)
         return True
 
-    def _identity(self, image_id: str | None = None) -> Identity:
-        return Identity(
-            definition=self._model.definition,
-            image_id=image_id if image_id is not None else self._container.image_id(),
-            machine_id=_machine_id(),
-            kernel=os.uname().release,
-            criu=criu_version(),
-        )
+
+def _identity(definition: str, image_id: str) -> Identity:
+    return Identity(
+        definition=definition,
+        image_id=image_id,
+        machine_id=_machine_id(),
+        kernel=os.uname().release,
+        criu=criu_version(),
+    )
 
 
 def _machine_id() -> str:
@@ -187,7 +223,3 @@ def _machine_id() -> str:
         return Path("/etc/machine-id").read_text(encoding="ascii").strip()
     except OSError:
         return ""
-
-
-def _line(error: Exception) -> str:
-    return error.reason if isinstance(error, CommandFailed) else str(error)

@@ -17,7 +17,7 @@ class CommandFailed(Exception):
     """A command's exit status was not 0. `reason` is the one line worth telling."""
 
     def __init__(self, argv: Sequence[str], status: int, reason: str):
-        super().__init__(f"{' '.join(argv[:3])} … failed: {reason}")
+        super().__init__(f"{' '.join(argv[:3])}: {reason}")
         self.status = status
         self.reason = reason
 

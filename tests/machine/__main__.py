@@ -14,6 +14,8 @@ from .machine import Machine
 
 def main() -> int:
     arguments = _parser().parse_args()
+    # Whoever is told to end ends as with a Ctrl-C, and cleans up.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         return int(arguments.verb(Machine(os.environ.get("LLMUX_MACHINE", "default")), arguments))
     except MachineError as error:
@@ -92,7 +94,6 @@ def _poweroff(machine: Machine, _arguments: argparse.Namespace) -> int:
 
 
 def _forward(machine: Machine, arguments: argparse.Namespace) -> int:
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with machine.forward(arguments.host_port, arguments.guest_port) as relay:
         return relay.wait()
 

@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,7 +67,9 @@ class Entry:
             self.fill(unfinished)
             unfinished.rename(self.place)
         except BaseException:
-            remove(unfinished)
+            # Where this fails, the next builder's try is as good.
+            with suppress(OSError, MachineError):
+                remove(unfinished)
             raise
 
     def prune(self) -> None:
@@ -97,4 +99,4 @@ def remove(path: Path) -> None:
         mounted = line.split()[4]
         if f"{mounted}/".startswith(inside):
             raise MachineError(f"{mounted} is still mounted", f"umount -R {mounted}")
-    shutil.rmtree(path, ignore_errors=False)
+    shutil.rmtree(path)

@@ -39,8 +39,7 @@ def run(
 ) -> str:
     """Runs argv in root. binds: path in it -> directory of the host, writable; the rest is lost."""
     bound = "\n".join(f"{here}:{there}" for here, there in (binds or {}).items())
-    isolated = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--propagation", "private"]
     return process.run(
-        [*isolated, "sh", "-c", _SCRIPT, "sh", root, bound, *argv],
+        process.contained(["sh", "-c", _SCRIPT, "sh", root, bound, *argv]),
         stdin=subprocess.DEVNULL if stdin is None else stdin,
     )

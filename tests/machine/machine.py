@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """A machine: a systemd of its own, booted from the cache, thrown away when it is powered off."""
 
+import collections
 import contextlib
 import json
 import os
@@ -147,7 +148,8 @@ class Machine:
         keepers = os.pidfd_open(self._keeper())
         with process.step(f"machine {self.name}: powering off"):
             if self.is_up():
-                self.run(["systemctl", "poweroff"], check=False, timeout=_POWEROFF_SECONDS)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self.run(["systemctl", "poweroff"], check=False, timeout=_POWEROFF_SECONDS)
                 if _readable(keepers, _POWEROFF_SECONDS):
                     return
                 process.say(f"machine {self.name}: does not end, killing it")
@@ -279,13 +281,14 @@ def _ask(kept: subprocess.Popen[str], line: str, answer: str) -> Any:
 
 def _await_listening(socat: subprocess.Popen[str], port: int) -> None:
     assert socat.stderr is not None
-    said = ""
-    for said in socat.stderr:
-        if " listening on " in said:
+    why = "socat ended"
+    for line in socat.stderr:
+        if " listening on " in line:
             # It goes on to tell of each connection, and must never wait for a reader.
-            threading.Thread(target=socat.stderr.read, daemon=True).start()
+            threading.Thread(target=collections.deque, args=(socat.stderr, 0), daemon=True).start()
             return
-    why = said.strip().rpartition(": ")[2]
+        if " E " in line:
+            why = line.strip().rpartition(": ")[2]
     raise MachineError(f"port {port} of this host: {why}", "use another one")
 
 

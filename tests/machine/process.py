@@ -32,6 +32,19 @@ def step(what: str) -> Iterator[None]:
     say(f"{what}: done in {time.monotonic() - began:.1f} s")
 
 
+def contained(argv: Argv) -> list[str | Path]:
+    """Makes argv a command whose processes and mounts are all gone when it ends or we do.
+
+    A builder that is killed must not go on in a place that the next one cleans.
+    """
+    return [
+        *("setpriv", "--pdeathsig", "KILL"),
+        *("unshare", "--mount", "--propagation", "private"),
+        *("--pid", "--fork", "--kill-child", "--mount-proc", "--"),
+        *argv,
+    ]
+
+
 def run(
     argv: Argv,
     *,

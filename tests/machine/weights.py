@@ -8,21 +8,18 @@ wants. Everything is made here from a fixed seed, with the standard library alon
 torch, and the same bytes on every host.
 """
 
-from __future__ import annotations
-
 import itertools
 import json
 import math
 import random
-import shutil
 import struct
-import sys
-import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from . import process
 
 SEED = 125
 MERGES = 700
@@ -33,7 +30,8 @@ PIECE = 1 << 22
 # bfloat16 is a sign, eight bits of exponent and seven of mantissa, low byte first. With the
 # high byte fixed but for the sign, a random low byte gives values spread evenly over two
 # octaves: a standard deviation of 0.019 for SMALL, which is how both models are initialised,
-# and four times that for LARGE.
+# a quarter of that for TINY and four times that for LARGE.
+TINY = 0x3B
 SMALL = 0x3C
 LARGE = 0x3D
 ZERO = b"\x00\x00"
@@ -50,16 +48,16 @@ CHATML = (
 
 @dataclass(frozen=True)
 class Tensor:
-    """One tensor to write: ``high`` is its random high byte, or ``fill`` its one value.
+    """One tensor to write: random rows, or one value everywhere.
 
-    Only the first ``rows`` rows are filled where that is given, the rest are zero.
+    Random rows come in ranges: how many, and with which high byte. Rows after the last range are
+    zero.
     """
 
     name: str
     shape: tuple[int, ...]
-    high: int | None = None
+    ranges: tuple[tuple[int, int], ...] = ()
     fill: bytes = ZERO
-    rows: int | None = None
 
     @property
     def size(self) -> int:
@@ -76,6 +74,10 @@ class Model:
     specials: tuple[str, ...]
     tokenizer: Mapping[str, Any]
 
+    @property
+    def size(self) -> int:
+        return sum(tensor.size for tensor in self.tensors)
+
 
 def recipe() -> str:
     """What the weights depend on; whoever caches them hashes it."""
@@ -91,18 +93,10 @@ def make(target: Path, downloads: Path) -> None:
     del downloads
     merges = _train(_text())
     for model in (_opt(merges), _qwen(merges)):
-        began = time.monotonic()
-        folder = target / model.folder
-        # A half-written folder must never look like a whole one.
-        unfinished = target / f".{model.folder}.unfinished"
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
-        _write(unfinished, model, merges)
-        shutil.rmtree(folder, ignore_errors=True)
-        unfinished.rename(folder)
-        size = sum(tensor.size for tensor in model.tensors) / 1e6
-        seconds = time.monotonic() - began
-        print(f"weights: {model.folder}, {size:.0f} MB, {seconds:.1f} s", file=sys.stderr)
+        with process.step(f"weights: {model.folder}, {model.size / 1e6:.0f} MB"):
+            folder = target / model.folder
+            folder.mkdir(parents=True)
+            _write(folder, model, merges)
 
 
 # --- tokenizer ---------------------------------------------------------------------------------
@@ -111,9 +105,9 @@ def make(target: Path, downloads: Path) -> None:
 def _text() -> list[str]:
     """Words to train a tokenizer on, in the order and with the frequency of a long text."""
     chance = random.Random(SEED)
-    onsets = "b bl br c ch d f fl g gr h l m n p pl r s sh st t th tr v w".split()
-    vowels = "a e i o u ai ea ee oo ou".split()
-    codas = ["", "", "n", "r", "s", "t", "l", "nd", "st", "ng", "m"]
+    onsets = [*"bcdfghlmnprstvw", *("bl", "br", "ch", "fl", "gr", "pl", "sh", "st", "th", "tr")]
+    vowels = [*"aeiou", "ai", "ea", "ee", "oo", "ou"]
+    codas = [*"nrstlm", "", "", "nd", "st", "ng"]
     words = [
         "".join(
             chance.choice(onsets) + chance.choice(vowels) + chance.choice(codas)
@@ -166,9 +160,15 @@ def _bytes_as_letters() -> list[str]:
     return [letters[byte] for byte in range(256)]
 
 
+def _fragments(specials: tuple[str, ...], merges: list[tuple[str, str]]) -> list[str]:
+    """The tokens that no word begins with: special ones, bytes and ends of words."""
+    ends = [token for pair in merges if not (token := "".join(pair)).startswith("Ġ")]
+    return list(dict.fromkeys([*specials, *_bytes_as_letters(), *ends]))
+
+
 def _vocabulary(specials: tuple[str, ...], merges: list[tuple[str, str]]) -> dict[str, int]:
     # The special tokens come first: the ids in the models' configs are theirs.
-    tokens = [*specials, *_bytes_as_letters(), *("".join(pair) for pair in merges)]
+    tokens = [*_fragments(specials, merges), *("".join(pair) for pair in merges)]
     return {token: place for place, token in enumerate(dict.fromkeys(tokens))}
 
 
@@ -241,7 +241,7 @@ def _opt(merges: list[tuple[str, str]]) -> Model:
     stem = "model.decoder"
     tensors = [
         _embedding(f"{stem}.embed_tokens.weight", vocabulary, width, specials, merges),
-        Tensor(f"{stem}.embed_positions.weight", (positions + 2, width), SMALL),
+        _random(f"{stem}.embed_positions.weight", (positions + 2, width), SMALL),
         *_norm(f"{stem}.final_layer_norm", width),
     ]
     for layer in range(layers):
@@ -320,21 +320,25 @@ def _embedding(
     specials: tuple[str, ...],
     merges: list[tuple[str, str]],
 ) -> Tensor:
-    """Token embeddings, which are the output layer too.
+    """Token embeddings, which are the output layer too: a small row makes an unlikely token.
 
-    Ids that the tokenizer does not know keep a row of zeros: their logit is 0, so that the
-    most likely token always has a text.
+    So the words of the answer are whole ones, or begin as one. Ids that the tokenizer does not
+    know keep a row of zeros, the logit 0, and are never the most likely.
     """
-    rows = len(_vocabulary(specials, merges))
-    if rows > vocabulary:
-        raise ValueError(f"{rows} tokens do not fit a vocabulary of {vocabulary}")
-    return Tensor(name, (vocabulary, width), SMALL, rows=rows)
+    known, quiet = len(_vocabulary(specials, merges)), len(_fragments(specials, merges))
+    if known > vocabulary:
+        raise ValueError(f"{known} tokens do not fit a vocabulary of {vocabulary}")
+    return Tensor(name, (vocabulary, width), ((quiet, TINY), (known - quiet, SMALL)))
 
 
-def _linear(name: str, wide: int, high: int, *, bias: bool = True) -> list[Tensor]:
+def _random(name: str, shape: tuple[int, ...], high: int) -> Tensor:
+    return Tensor(name, shape, ((shape[0], high),))
+
+
+def _linear(name: str, inputs: int, outputs: int, *, bias: bool = True) -> list[Tensor]:
     # Layers that are large beside the embeddings: else the output is the last token again.
-    weight = Tensor(f"{name}.weight", (high, wide), LARGE)
-    return [weight, Tensor(f"{name}.bias", (high,))] if bias else [weight]
+    weight = _random(f"{name}.weight", (outputs, inputs), LARGE)
+    return [weight, Tensor(f"{name}.bias", (outputs,))] if bias else [weight]
 
 
 def _norm(name: str, width: int, *, bias: bool = True) -> list[Tensor]:
@@ -378,17 +382,20 @@ def _safetensors(file: BinaryIO, tensors: tuple[Tensor, ...]) -> None:
 
 
 def _pieces(tensor: Tensor, chance: random.Random) -> Iterator[bytes]:
-    if tensor.high is None:
-        yield tensor.fill * math.prod(tensor.shape)
-        return
-    rows = tensor.shape[0] if tensor.rows is None else tensor.rows
-    count = rows * math.prod(tensor.shape[1:])
+    width = math.prod(tensor.shape[1:])
+    left = tensor.shape[0]
+    for rows, high in tensor.ranges:
+        yield from _noise(rows * width, high, chance)
+        left -= rows
+    yield tensor.fill * (left * width)
+
+
+def _noise(count: int, high: int, chance: random.Random) -> Iterator[bytes]:
     # Bit 7 of the high byte is the sign, the only bit of it that is random.
-    signs = bytes(tensor.high | byte & 0x80 for byte in range(256))
+    signs = bytes(high | byte & 0x80 for byte in range(256))
     for begin in range(0, count, PIECE):
         here = min(PIECE, count - begin)
         piece = bytearray(2 * here)
         piece[0::2] = chance.randbytes(here)
         piece[1::2] = chance.randbytes(here).translate(signs)
         yield bytes(piece)
-    yield bytes(tensor.size - 2 * count)

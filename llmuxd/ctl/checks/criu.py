@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: MIT
+"""CRIU, the OCI runtime that calls it, and the options it is called with."""
+
+import re
+
+from ... import config
+from . import criu_conf
+from .host import Version, dotted
+from .look import Look
+from .result import Result, fail, ok, skip, warn
+
+# A kernel from the first on breaks every CRIU before the second; the third is what CRIU says.
+_BREAKS: tuple[tuple[Version, Version, str], ...] = (
+    ((6, 16), (4, 2), "Can't get 1:16 opt"),
+    ((6, 13), (4, 1), "Unexpected rt vDSO area bounds"),
+)
+_WANTED = "install CRIU 4.2 or newer"
+# What model servers need, with values that were enough for vLLM; why:
+NEEDED = {
+    "tcp-established": "",  # servers keep connections between their own processes
+    "link-remap": "",  # and deleted files, in /dev/shm above all,
+    "ghost-limit": "512M",  # some of them large
+    "file-locks": "",  # and locks
+    "enable-external-masters": "",  # volumes are mounts that the host shares
+    "timeout": "300",  # CRIU's own 10 s are too few for many gigabytes
+}
+_SHORT_TIMEOUT = 60
+
+
+def criu_check(look: Look) -> Result:
+    """CRIU's own opinion of this kernel."""
+    if look.host.which("criu") is None:
+        return fail("criu check", "criu is not installed", _WANTED)
+    done = look.host.run(["criu", "check"])
+    if done.status == 0:
+        return ok("criu check", "passes")
+    complaint = _complaint(done.text)
+    if complaint:
+        return fail(
+            "criu check", f"{criu_conf.DEFAULT}: {complaint}", "remove or correct that line"
+        )
+    hint = "the next line has the cause" if _broken(look) else "run 'criu check -v4' for the cause"
+    return fail("criu check", done.reason, hint)
+
+
+def criu_kernel(look: Look) -> Result:
+    """This CRIU can dump on this kernel, and knows of GPUs where there are any."""
+    if look.host.which("criu") is None:
+        return fail("criu", "not installed", _WANTED)
+    if not look.criu:
+        return warn("criu", "its version cannot be seen", "run 'criu --version'")
+    mine = dotted(look.criu)
+    broken = _broken(look)
+    if broken:
+        return fail(
+            "criu",
+            f"CRIU {mine} cannot dump on kernel {dotted(look.kernel[:2])} ({broken})",
+            _WANTED,
+        )
+    if look.has_gpu and look.criu < (4, 0):
+        return fail("criu", f"CRIU {mine} cannot dump what is on a GPU", _WANTED)
+    return ok("criu", f"{mine} on kernel {look.host.kernel()}")
+
+
+def runtime(look: Look) -> Result:
+    """The OCI runtime can call CRIU."""
+    name = look.runtime
+    number = dotted(look.runtime_version)
+    if not name:
+        return skip("runtime", "podman does not say which it uses")
+    if name == "runc":
+        return ok("runtime", f"runc {number}, which reads {criu_conf.RUNC}")
+    if name != "crun":
+        return fail(
+            "runtime",
+            f"{name} cannot checkpoint",
+            'install crun and set runtime = "crun" in containers.conf',
+        )
+    if "+CRIU" not in look.podman_text("host", "ociRuntime", "version"):
+        return fail(
+            "runtime",
+            f"crun {number} was built without CRIU",
+            "install one whose 'crun --version' says +CRIU, or runc",
+        )
+    if look.libraries is not None and "libcriu.so.2" not in look.libraries:
+        return fail(
+            "runtime",
+            f"crun {number} needs libcriu.so.2, which is not here",
+            "install it (Debian: libcriu2, Fedora and RHEL: criu-libs)",
+        )
+    return ok("runtime", f"crun {number} with CRIU, which reads {look.criu_file}")
+
+
+def options(look: Look) -> Result:
+    """The runtime's CRIU file is there, CRIU takes all of it, and nothing is missing in it."""
+    path = look.criu_file
+    name = path.rpartition("/")[2]
+    if not (look.host.exists(path) or look.host.exists(criu_conf.DEFAULT)):
+        return fail(name, f"{path} does not exist", f"write into it, a line each: {_all(look)}")
+    if look.host.exists(path):
+        done = look.host.run(["criu", "check", "--config", path])
+        complaint = "" if done.status == 0 else _complaint(done.text)
+        if complaint:
+            return fail(
+                name,
+                f"{path}: {complaint}, so every checkpoint fails and its log stays empty",
+                _nearest(complaint, look) or "remove or correct that line",
+            )
+    missing = _missing(look)
+    if missing:
+        return fail(name, f"{path} lacks {_list(missing)}", f"add: {_lines(missing)}")
+    libdir = look.criu_options.get("libdir", "")
+    if libdir and not look.host.exists(libdir):
+        return fail(
+            name,
+            f"libdir={libdir} does not exist, and CRIU then dumps nothing",
+            f"mkdir {libdir}, or remove that line",
+        )
+    timeout = look.criu_options["timeout"]
+    if timeout.isdigit() and 0 < int(timeout) < _SHORT_TIMEOUT:
+        return warn(
+            name,
+            f"timeout={timeout} s is short for many gigabytes",
+            f"set timeout={NEEDED['timeout']} in {path}",
+        )
+    return ok(name, f"{path} has all that is needed")
+
+
+def firewall(look: Look) -> Result:
+    """CRIU can hold a container's network still while it dumps."""
+    method = look.criu_options.get("network-lock", "iptables")
+    if method != "iptables":
+        return ok("network lock", f"network-lock={method}")
+    programs = ["iptables-restore"]
+    if look.host.exists("/proc/net/if_inet6"):
+        programs.append("ip6tables-restore")
+    missing = [program for program in programs if look.host.which(program) is None]
+    if missing:
+        return fail(
+            "network lock",
+            f"CRIU locks a container's network with {_list(missing)}, which is not here",
+            f"install iptables, or set network-lock=nftables in {look.criu_file}",
+        )
+    return ok("network lock", "iptables")
+
+
+def _broken(look: Look) -> str:
+    """What CRIU says when it fails because this kernel is too new for it; else nothing."""
+    for kernel, fixed, words in reversed(_BREAKS):
+        if look.criu and look.kernel >= kernel and look.criu < fixed:
+            return words
+    return ""
+
+
+def _complaint(text: str) -> str:
+    """CRIU's words about an option that it does not take; else nothing."""
+    found = re.search(
+        r"^(?:criu: |Error: |.*Error \(.*?\): )"
+        r"((?:unrecognized option|option '|invalid argument|Unknown \w+ mode).*)$",
+        text,
+        re.MULTILINE,
+    )
+    return found[1].replace("'--", "'") if found else ""
+
+
+def _nearest(complaint: str, look: Look) -> str:
+    found = re.match(r"unrecognized option '([^'=]+)", complaint)
+    if not found:
+        return ""
+    known = re.findall(r"--([a-z][a-z-]+)", look.criu_help)
+    return config.nearest(found[1], sorted(set(known)))
+
+
+def _missing(look: Look) -> dict[str, str]:
+    here = look.criu_options
+    missing = {name: value for name, value in NEEDED.items() if name not in here}
+    if look.version_1 and here.get("manage-cgroups") != "ignore":
+        # CRIU would restore properties of version 1 cgroups, and fail.
+        missing["manage-cgroups"] = "ignore"
+    return missing
+
+
+def _all(look: Look) -> str:
+    return _lines(_missing(look))
+
+
+def _lines(wanted: dict[str, str]) -> str:
+    return ", ".join(f"{name}={value}" if value else name for name, value in wanted.items())
+
+
+def _list(words: list[str] | dict[str, str]) -> str:
+    *first, last = words
+    return f"{', '.join(first)} and {last}" if first else last

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: MIT
+"""What a check found."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Status(StrEnum):
+    """How it stands with one prerequisite; only FAIL keeps llmuxd from working."""
+
+    OK = "ok"
+    WARN = "warn"
+    FAIL = "fail"
+    SKIP = "skip"
+
+
+@dataclass(frozen=True)
+class Result:
+    """One prerequisite: `text` says what is, `hint` what to do next (empty: nothing)."""
+
+    name: str
+    status: Status
+    text: str
+    hint: str = ""
+
+    @property
+    def failed(self) -> bool:
+        """Whether llmuxd cannot work here because of it."""
+        return self.status is Status.FAIL
+
+
+def ok(name: str, text: str) -> Result:
+    """It is as it must be."""
+    return Result(name, Status.OK, text)
+
+
+def warn(name: str, text: str, hint: str) -> Result:
+    """It works, or may work, but not as well as it could."""
+    return Result(name, Status.WARN, text, hint)
+
+
+def fail(name: str, text: str, hint: str) -> Result:
+    """It does not work before somebody does what `hint` says."""
+    return Result(name, Status.FAIL, text, hint)
+
+
+def skip(name: str, text: str) -> Result:
+    """It does not matter here, or cannot be seen; `text` says why."""
+    return Result(name, Status.SKIP, text)

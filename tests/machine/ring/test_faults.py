@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: MIT
+"""What can break: each ends in a clear error or a cold start, with nothing left behind."""
+
+import json
+import shutil
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from llmuxd import names
+
+from .guest import (
+    OPT,
+    QWEN,
+    complete,
+    configure,
+    counter,
+    eventually,
+    fails,
+    image,
+    journal,
+    post,
+    record,
+    sh,
+    state,
+    stream,
+    two_fakes,
+    unit,
+)
+
+
+def _truncate_pages(directory: Path) -> None:
+    for pages in directory.glob("pages-*.img"):
+        pages.write_bytes(pages.read_bytes()[:4096])
+
+
+def _overwrite_inventory(directory: Path) -> None:
+    (directory / "inventory.img").write_bytes(b"not an image")
+
+
+def _remove_core(directory: Path) -> None:
+    for core in directory.glob("core-*.img"):
+        core.unlink()
+
+
+@pytest.mark.parametrize("damage", [_truncate_pages, _overwrite_inventory, _remove_core])
+def test_a_corrupted_checkpoint_means_a_cold_start(damage: Callable[[Path], None]) -> None:
+    two_fakes()
+    text = complete(OPT).text
+    sh("llmuxctl", "checkpoint", OPT)
+    damage(image(OPT))
+    assert complete(OPT).text == text
+    assert counter(OPT) == 1  # a new server, that had one request
+    assert "the restore failed" in journal(names.unit(OPT))
+    sh("llmuxctl", "checkpoint", OPT)
+    assert complete(OPT).text == text
+    assert counter(OPT) == 2
+
+
+def test_a_missing_image_means_a_cold_start() -> None:
+    two_fakes()
+    assert complete(OPT).text
+    sh("llmuxctl", "checkpoint", OPT)
+    shutil.rmtree(image(OPT))
+    assert complete(OPT).text
+    assert "the image is missing" in journal(names.unit(OPT))
+
+
+def test_a_removed_container_means_a_cold_start() -> None:
+    two_fakes()
+    assert complete(OPT).text
+    sh("llmuxctl", "checkpoint", OPT)
+    sh("podman", "rm", names.container(OPT))
+    assert complete(OPT).text
+    assert counter(OPT) == 1
+
+
+def test_a_changed_definition_is_not_restored() -> None:
+    two_fakes()
+    assert complete(OPT).text
+    sh("llmuxctl", "checkpoint", OPT)
+    two_fakes(env={"SOMETHING": "else"})
+    assert complete(OPT).text
+    assert counter(OPT) == 1
+    assert "the model's definition in llmux.yaml changed" in journal(names.unit(OPT))
+
+
+def test_a_checkpoint_belongs_to_what_was_started_not_to_what_the_file_says_now() -> None:
+    two_fakes()
+    assert complete(OPT).text
+    two_fakes(env={"SOMETHING": "else"})  # the old server goes on
+    assert complete(OPT).text
+    assert counter(OPT) == 2
+    sh("llmuxctl", "checkpoint", OPT)
+    assert complete(OPT).text
+    assert counter(OPT) == 1
+
+
+def test_a_full_disk_during_a_checkpoint_stops_the_model() -> None:
+    two_fakes(args=["--model", OPT, "--memory-mb", "64"])
+    assert complete(OPT).text
+    sh("llmuxctl", "checkpoint", OPT)
+    directory = image(OPT)
+    sh("llmuxctl", "switch", OPT)
+    sh("mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(directory))
+    try:
+        _, said = fails("llmuxctl", "checkpoint", OPT)
+        assert "stopped without a checkpoint" in said
+        assert "checkpoint failed" in record(OPT)["invalid"]
+        assert unit(OPT, "ActiveState") == "inactive"
+    finally:
+        sh("umount", "--lazy", str(directory), check=False)
+    assert state(OPT) == "cold"
+    assert complete(QWEN).text
+    assert complete(OPT).text
+
+
+def test_a_port_that_is_taken_means_a_cold_start_on_another() -> None:
+    two_fakes()
+    assert complete(OPT).text
+    sh("llmuxctl", "checkpoint", OPT)
+    port = record(OPT)["port"]
+    with socket.create_server(("127.0.0.1", port)):
+        assert complete(OPT).text
+        assert f"the port {port} that it listens on is taken" in journal(names.unit(OPT))
+        sh("llmuxctl", "checkpoint", OPT)
+    assert record(OPT)["port"] != port
+
+
+def test_a_container_that_is_killed_by_hand_comes_back() -> None:
+    two_fakes()
+    text = complete(OPT).text
+    sh("podman", "kill", names.container(OPT))
+    eventually(lambda: state(OPT) == "failed", "llmuxd notices")
+    assert "the container ended by itself" in unit(OPT, "StatusText")
+    assert complete(OPT).text == text
+
+
+def test_a_killed_conmon_takes_its_container_along_and_comes_back() -> None:
+    two_fakes()
+    assert complete(OPT).text
+    sh("llmuxctl", "checkpoint", OPT)
+    text = complete(OPT).text
+    sh("kill", "-KILL", unit(OPT, "MainPID"))
+    eventually(lambda: state(OPT) == "failed", "llmuxd notices")
+    assert sh("podman", "ps", "-q") == ""
+    assert complete(OPT).text == text
+    assert counter(OPT) == 2  # from the checkpoint, whose server had answered one
+
+
+def test_a_server_that_dies_in_a_stream_breaks_that_stream_only() -> None:
+    two_fakes()
+    assert complete(OPT).text
+    with stream(OPT, 20, seconds_per_token=0.02, die_after=5) as tokens:
+        received = list(tokens)
+    assert received and received[-1] != "[DONE]"
+    assert complete(OPT).text
+
+
+def test_a_server_that_cannot_start_is_refused_with_the_reason() -> None:
+    configure({OPT: {"args": ["--no-such-option"]}, QWEN: {"args": ["--model", QWEN]}})
+    answer = complete(OPT)
+    assert answer.status == 503
+    assert "could not be started" in answer.json["error"]["message"]
+    assert int(answer.headers["Retry-After"]) > 0
+    at_once = complete(OPT)
+    assert at_once.status == 503 and "keeps failing" in at_once.json["error"]["message"]
+    assert complete(QWEN).text
+    assert sh("podman", "ps", "-aq", "--filter", f"name={names.container(OPT)}") == ""
+
+
+def test_a_missing_container_image_is_refused_with_the_reason() -> None:
+    configure({OPT: {"image": "localhost/no-such-image:1"}})
+    answer = complete(OPT)
+    assert answer.status == 503 and "no-such-image" in answer.json["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "says"),
+    [
+        (b"{not json", 400, "not valid JSON"),
+        (b"[1]", 400, "not a JSON object"),
+        (b"\xff\xfe", 400, "not valid JSON"),
+        (b'{"prompt": "x"}', 400, "names no model"),
+        (b'{"model": 7}', 400, "names no model"),
+        (b'{"model": "facebook/opt-125"}', 404, "did you mean"),
+    ],
+)
+def test_bad_requests_are_refused_and_start_nothing(body: bytes, status: int, says: str) -> None:
+    two_fakes()
+    answer = post("/v1/completions", body)
+    assert answer.status == status
+    assert says in answer.json["error"]["message"]
+    assert [state(OPT), state(QWEN)] == ["cold", "cold"]
+
+
+def test_a_wrong_name_by_every_way_says_so() -> None:
+    two_fakes()
+    _, said = fails("busctl", "call", "org.llmux", "/Manager", "org.llmux.Manager", "Switch", "s",
+                    "facebook/opt-125")  # fmt: skip
+    assert "there is no model" in said and "did you mean" in said and "Traceback" not in said
+    status, said = fails("llmuxctl", "switch", "facebook/opt-125")
+    assert status == 1 and "there is no model" in said
+    _, said = fails("systemctl", "start", names.unit("no/such"))
+    assert "has no model 'no/such'" in journal(names.unit("no/such"))
+    assert "Traceback" not in journal("llmuxd.service")
+
+
+def test_a_client_that_leaves_while_the_model_starts_causes_no_harm() -> None:
+    two_fakes(args=["--start-delay", "2", "--model", OPT])
+    with socket.create_connection(("127.0.0.1", 4000)) as client:
+        body = json.dumps({"model": OPT, "prompt": "x"}).encode()
+        client.sendall(
+            b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
+        )
+        client.sendall(body)
+        eventually(lambda: state(OPT) == "starting", "the model starts")
+    eventually(lambda: state(OPT) == "serving", "it came up all the same")
+    assert complete(OPT).text
+    assert counter(OPT) == 1

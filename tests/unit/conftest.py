@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: MIT
+"""Fixtures of the unit ring: no bus, no systemd, no process."""
+
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+from .guards import no_child_left, no_task_left, time_limit
+
+# The same examples each time, and no database beside the sources.
+hypothesis.settings.register_profile(
+    "unit", derandomize=True, database=None, deadline=None, max_examples=200
+)
+hypothesis.settings.load_profile("unit")
+
+
+@pytest.fixture(autouse=True)
+def _bounded() -> Iterator[None]:
+    with no_child_left(), time_limit():
+        yield
+
+
+@pytest.fixture(autouse=True)
+async def _tidy(_bounded: None) -> AsyncIterator[None]:
+    async with no_task_left():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """State and run-time directories of the test's own; their common parent."""
+    monkeypatch.setenv("STATE_DIRECTORY", str(tmp_path / "state"))
+    monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path / "run"))
+    return tmp_path

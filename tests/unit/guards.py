@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: MIT
+"""What every test is held to: ten seconds, and no task or child process left behind."""
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from types import FrameType
+
+LIMIT = 10.0
+
+
+@contextlib.contextmanager
+def time_limit(seconds: float = LIMIT) -> Iterator[None]:
+    """Interrupt what runs too long, a blocked event loop included."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise TimeoutError(f"the test took more than {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def children() -> set[int]:
+    """The processes that this one has started and not reaped."""
+    found: set[int] = set()
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(OSError):
+            found |= {int(pid) for pid in (task / "children").read_text().split()}
+    return found
+
+
+@contextlib.contextmanager
+def no_child_left() -> Iterator[None]:
+    """Fail where a process outlives the block that started it."""
+    before = children()
+    yield
+    left = children() - before
+    assert not left, f"processes left behind: {left}"
+
+
+@contextlib.asynccontextmanager
+async def no_task_left() -> AsyncIterator[None]:
+    """Fail where a task outlives the block that started it, or died unheard."""
+    loop = asyncio.get_running_loop()
+    unheard: list[dict[str, object]] = []
+    loop.set_exception_handler(lambda _, context: unheard.append(context))
+    before = asyncio.all_tasks()
+    yield
+    for _ in range(5):  # a cancelled task needs a turn or two to end
+        await asyncio.sleep(0)
+    left = asyncio.all_tasks() - before
+    for task in left:
+        task.cancel()
+    assert not left, f"tasks left behind: {left}"
+    assert not unheard, f"nobody heard of: {unheard}"
