@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from . import __version__, config, journal
-from .errors import ConfigInvalid
+from .errors import ConfigInvalid, LlmuxError
 
 log = logging.getLogger("llmuxd")
 
@@ -36,6 +36,8 @@ def main() -> int:
     if port is None and "LISTEN_FDS" not in os.environ:
         port = DEFAULT_PORT
     # Imported here: --check-config needs none of it.
+    from dbus_next import DBusError
+
     from .daemon import Daemon
 
     async def run() -> None:
@@ -43,7 +45,7 @@ def main() -> int:
 
     try:
         asyncio.run(run())
-    except OSError as error:
+    except (OSError, LlmuxError, DBusError) as error:
         log.error("%s", error)
         return 1
     return 0

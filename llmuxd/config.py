@@ -20,6 +20,8 @@ from .errors import ConfigInvalid, InvalidName, NoSuchModel
 
 DEFAULT_PATH = Path("/etc/llmux/llmux.yaml")
 DEFAULT_MAX_BODY = 32 * 1024 * 1024
+MAX_SIZE = 4 << 20
+MAX_DEPTH = 20
 _NULL = "tag:yaml.org,2002:null"
 # The C loader is ten times faster, and llmux-model reads the file at each start; it is
 # missing where PyYAML was built without libyaml.
@@ -52,6 +54,7 @@ class ModelConfig:
     health: str = "/health"
     shm_size: str = "2g"
     start_timeout: float = 900.0
+    restore_timeout: float = 300.0
     checkpoint: bool = True
 
     @property
@@ -69,7 +72,7 @@ class ModelConfig:
         (aliases, time limits) leaves it as it was.
         """
         mine = asdict(self) | {"devices": self.device_names}
-        for key in ("aliases", "start_timeout", "checkpoint", "health"):
+        for key in ("aliases", "start_timeout", "restore_timeout", "checkpoint", "health"):
             del mine[key]
         return hashlib.sha256(json.dumps(mine, sort_keys=True).encode()).hexdigest()
 
@@ -118,17 +121,33 @@ def load(path: Path) -> Config:
 
 def parse(text: str, path: Path) -> Config:
     """`load` for a text in hand; `path` is what errors call it."""
+    if len(text) > MAX_SIZE:
+        raise ConfigInvalid(f"{path}: the file is larger than {MAX_SIZE >> 20} MiB")
     try:
+        _check_depth(text, path)
         root = yaml.compose(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
         raise ConfigInvalid(f"{where}: {error.problem or error.context}") from None
-    except yaml.YAMLError as error:
-        raise ConfigInvalid(f"{path}: {error}") from None
+    except yaml.reader.ReaderError as error:
+        before = text[: error.position]
+        where = f"{path}:{before.count(chr(10)) + 1}:{len(before) - before.rfind(chr(10))}"
+        raise ConfigInvalid(f"{where}: {error.reason}") from None
     if root is None:
         raise ConfigInvalid(f"{path}: the file is empty", "it needs a 'models:' section")
     return _Reader(path).config(root)
+
+
+def _check_depth(text: str, path: Path) -> None:
+    """libyaml's composer recurses, and a file of brackets alone would overflow its stack."""
+    depth = 0
+    for event in yaml.parse(text, Loader=_Loader):
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_DEPTH:
+            line = event.start_mark.line + 1 if event.start_mark else 1
+            raise ConfigInvalid(f"{path}:{line}: nested more than {MAX_DEPTH} levels deep")
 
 
 class _Reader:
@@ -155,15 +174,13 @@ class _Reader:
         if not entries:
             raise self._error(node, "'models:' lists no model")
         for key, _ in entries:
-            try:
-                name = names.check(key.value)
-            except InvalidName as error:
-                raise self._error(key, error.message) from None
-            taken[name] = name
+            self._check_name(key, key.value)
+            taken[key.value] = key.value
         for key, value in entries:
             settings = defaults | self._settings(value, f"model {key.value!r}")
             model = self._model(key, settings)
             for alias in model.aliases:
+                self._check_name(settings["aliases"], alias)
                 if alias in taken:
                     raise self._error(
                         settings["aliases"],
@@ -172,6 +189,12 @@ class _Reader:
                 taken[alias] = model.name
             models[model.name] = model
         return models
+
+    def _check_name(self, node: yaml.Node, name: str) -> None:
+        try:
+            names.check(name)
+        except InvalidName as error:
+            raise self._error(node, error.message) from None
 
     def _settings(
         self, node: yaml.Node | None, what: str, exclude: frozenset[str] = frozenset()
@@ -191,17 +214,14 @@ class _Reader:
                 case "args" | "volumes" | "podman_args" | "aliases" | "devices":
                     values[name] = self._texts(node, name)
                 case "env":
-                    values[name] = tuple(
-                        (pair.value, self._text(value, f"env {pair.value}"))
-                        for pair, value in self._pairs(node, name)
-                    )
+                    values[name] = self._env(node)
                 case "gpus":
                     values[name] = self._gpus(node)
                 case "engine":
                     values[name] = self._engine(node)
                 case "port":
                     values[name] = self._integer(node, name, low=1, high=65535)
-                case "start_timeout":
+                case "start_timeout" | "restore_timeout":
                     values[name] = self._seconds(node, name)
                 case "checkpoint":
                     values[name] = self._boolean(node, name)
@@ -210,6 +230,14 @@ class _Reader:
                 case _:
                     values[name] = self._text(node, name)
         return ModelConfig(**{"name": model.name, **values})  # type: ignore[arg-type]
+
+    def _env(self, node: yaml.Node) -> tuple[tuple[str, str], ...]:
+        pairs = []
+        for key, value in self._pairs(node, "env"):
+            if not key.value or "=" in key.value or "\0" in key.value:
+                raise self._error(key, f"{key.value!r} cannot be a variable's name")
+            pairs.append((str(key.value), self._text(value, f"env {key.value}")))
+        return tuple(pairs)
 
     def _mapping(self, node: yaml.Node, what: str, known: list[str]) -> dict[str, yaml.Node]:
         result = {}
@@ -257,7 +285,8 @@ class _Reader:
 
     def _integer(self, node: yaml.Node, what: str, low: int, high: int | None = None) -> int:
         text = self._text(node, what)
-        if not (text.isascii() and text.isdigit()):
+        # The length: int() itself refuses more than 4300 digits, with another error.
+        if not (text.isascii() and text.isdigit() and len(text) < 20):
             raise self._error(node, f"{what} must be a whole number, not {text!r}")
         number = int(text)
         if number < low or (high is not None and number > high):

@@ -45,6 +45,14 @@ class Daemon:
 
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT; requests in flight end first."""
+        try:
+            await self._serve()
+        finally:
+            await self._units.close()
+        if self._failure is not None:
+            raise self._failure
+
+    async def _serve(self) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
@@ -60,8 +68,6 @@ class Daemon:
         log.info("serving %d models", len(self._switcher.names()))
         await self._stop.wait()
         await self._shut_down()
-        if self._failure is not None:
-            raise self._failure
 
     def reload(self) -> None:
         """Take the configuration file as it is now; an error leaves all as it was."""
@@ -82,7 +88,6 @@ class Daemon:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._units.close()
 
     async def _connect(self) -> MessageBus:
         bus = await MessageBus(bus_type=BusType.SYSTEM).connect()

@@ -3,12 +3,15 @@
 
 import asyncio
 import itertools
+import logging
 import time
 from collections.abc import Callable, Coroutine
 from enum import StrEnum
 from typing import Any
 
-from .errors import LlmuxError, NoSuchJob
+from .errors import Internal, LlmuxError, NoSuchJob
+
+log = logging.getLogger(__name__)
 
 
 class Kind(StrEnum):
@@ -67,6 +70,8 @@ class Jobs:
         self._jobs[job.number] = job
         self.on_new(job)
         job.task = asyncio.create_task(self._run(job, work), name=f"job {job.number} {kind}")
+        # Not in the task itself: one that is cancelled before its first step never runs at all.
+        job.task.add_done_callback(lambda task: self._ended(job))
         return job
 
     def get(self, number: int) -> Job:
@@ -100,15 +105,21 @@ class Jobs:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _run(self, job: Job, work: Work) -> None:
-        job.result = Result.FAILED
         try:
             await work(job)
             job.result = Result.DONE
         except LlmuxError as error:
-            job.error = error
+            job.result, job.error = Result.FAILED, error
             self.set_phase(job, f"failed: {error}")
         except asyncio.CancelledError:
             job.result = Result.CANCELED
-        finally:
-            del self._jobs[job.number]
-            self.on_removed(job)
+        except Exception:
+            log.exception("job %d (%s %s) crashed", job.number, job.kind, job.model)
+            job.result, job.error = Result.FAILED, Internal("internal error")
+            self.set_phase(job, f"failed: {job.error}")
+
+    def _ended(self, job: Job) -> None:
+        if job.result is None:
+            job.result = Result.CANCELED
+        del self._jobs[job.number]
+        self.on_removed(job)

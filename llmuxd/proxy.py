@@ -37,7 +37,8 @@ class Proxy:
 
     def __init__(self, switcher: Switcher):
         self._switcher = switcher
-        app = web.Application(middlewares=[_errors], client_max_size=switcher.config.max_body)
+        # The limit is kept where the body is read: it may change with a reload.
+        app = web.Application(middlewares=[_errors], client_max_size=0)
         app.router.add_get("/health", self._health)
         app.router.add_get("/v1/models", self._list_models)
         app.router.add_get("/v1/models/{name:.+}", self._get_model)
@@ -78,24 +79,36 @@ class Proxy:
         }  # fmt: skip
 
     async def _forward(self, request: web.Request) -> web.StreamResponse:
-        body = await _body(request)
+        body = await _body(request, self._switcher.config.max_body)
         asked, payload = _model_of(body)
         name = self._switcher.config.resolve(asked)
         if asked != name:
             # The engine knows itself by its full name only.
             body = json.dumps(payload | {"model": name}).encode()
-        async with self._switcher.request(name) as backend:
-            return await self._exchange(request, backend, body)
-
-    async def _exchange(
-        self, request: web.Request, backend: Backend, body: bytes
-    ) -> web.StreamResponse:
         try:
-            upstream = await self._send(request, backend, body)
-        except (aiohttp.ClientError, OSError) as error:
-            raise BackendLost(
-                f"the model's server went away before it answered: {_cause(error)}", "try again"
-            ) from None
+            return await self._serve(request, name, body)
+        except aiohttp.ClientConnectorError:
+            # It never had the request: its server died, and systemd has not told yet.
+            pass
+        try:
+            return await self._serve(request, name, body)
+        except aiohttp.ClientConnectorError as error:
+            raise _lost(error) from None
+
+    async def _serve(self, request: web.Request, name: str, body: bytes) -> web.StreamResponse:
+        async with self._switcher.request(name) as backend:
+            try:
+                upstream = await self._send(request, backend, body)
+            except aiohttp.ClientConnectorError:
+                await self._switcher.lost(name, backend)
+                raise
+            except (aiohttp.ClientError, OSError) as error:
+                raise _lost(error) from None
+            return await self._pass_on(request, upstream)
+
+    async def _pass_on(
+        self, request: web.Request, upstream: aiohttp.ClientResponse
+    ) -> web.StreamResponse:
         async with upstream:
             response = web.StreamResponse(
                 status=upstream.status, reason=upstream.reason, headers=_passed(upstream.headers)
@@ -118,12 +131,16 @@ class Proxy:
     async def _send(
         self, request: web.Request, backend: Backend, body: bytes
     ) -> aiohttp.ClientResponse:
+        headers = _passed(request.headers)
+        # The body was decompressed as it was read.
+        headers.popall("Content-Encoding", None)
+
         async def once() -> aiohttp.ClientResponse:
             return await backend.session.request(
                 request.method,
                 backend.endpoint + request.raw_path,
                 data=body,
-                headers=_passed(request.headers),
+                headers=headers,
                 allow_redirects=False,
             )
 
@@ -134,6 +151,12 @@ class Proxy:
             return await once()
 
 
+def _lost(error: Exception) -> BackendLost:
+    return BackendLost(
+        f"the model's server went away before it answered: {_cause(error)}", "try again"
+    )
+
+
 @web.middleware
 async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Every failure in the API's own shape; bugs stay in the journal."""
@@ -141,8 +164,6 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         return await handler(request)
     except LlmuxError as error:
         return _error_response(error)
-    except web.HTTPRequestEntityTooLarge as error:
-        return _error_response(BodyTooLarge(f"the request's body is too large: {error.text}"))
     except web.HTTPException as error:
         hint = "see GET /v1/models" if error.status == 404 else ""
         what = f"{error.status} {error.reason}: {request.method} {request.path}"
@@ -169,11 +190,25 @@ def _error_response(error: LlmuxError, status: int | None = None) -> web.Respons
     )  # fmt: skip
 
 
-async def _body(request: web.Request) -> bytes:
+async def _body(request: web.Request, limit: int) -> bytes:
+    """The whole body, decompressed where it came compressed; `limit` is in bytes."""
+    if request.content_length is not None and request.content_length > limit:
+        raise _too_large(limit)
+    body = bytearray()
     try:
-        return await request.read()
-    except ValueError as error:
-        raise BadRequest(f"the request's body cannot be read: {error}") from None
+        async for chunk in request.content.iter_any():
+            body += chunk
+            if len(body) > limit:
+                raise _too_large(limit)
+    except (ValueError, aiohttp.ClientError, web.HTTPException) as error:
+        raise BadRequest(f"the request's body cannot be read: {_cause(error)}") from None
+    return bytes(body)
+
+
+def _too_large(limit: int) -> BodyTooLarge:
+    return BodyTooLarge(
+        f"the request's body has more than {limit} bytes", "max_body in llmux.yaml is the limit"
+    )
 
 
 def _model_of(body: bytes) -> tuple[str, dict[str, object]]:
@@ -190,7 +225,8 @@ def _model_of(body: bytes) -> tuple[str, dict[str, object]]:
 
 
 def _passed(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
-    named = {token.strip().lower() for token in headers.get("Connection", "").split(",")}
+    lists = headers.getall("Connection", [])
+    named = {token.strip().lower() for line in lists for token in line.split(",")}
     return CIMultiDict(
         (key, value)
         for key, value in headers.items()

@@ -40,6 +40,8 @@ log = logging.getLogger(__name__)
 COOL_DOWN = (1.0, 10.0, 30.0, 120.0, 300.0)
 # A unit that would not stop is asked again no sooner.
 LEAVE_AGAIN = 10.0
+# A server that cannot be reached, in a unit that is up: systemd may be about to tell that it died.
+CONNECT_AGAIN = 1.0
 
 
 @dataclass(eq=False)
@@ -68,6 +70,8 @@ class Model:
     failures: int = 0
     may_start_at: float = 0.0
     may_leave_at: float = 0.0
+    connect_at: float = 0.0
+    held_gpus: tuple[int, ...] = ()
     last_error: str = ""
     last_used: float = 0.0
     removed: bool = False
@@ -129,6 +133,15 @@ class Switcher:
             yield backend
         finally:
             self._leave_flight(model)
+
+    async def lost(self, name: str, backend: Backend) -> None:
+        """The server behind `backend` could not be reached; the next request looks again."""
+        model = self._models.get(name)
+        if model is not None and model.backend is backend:
+            log.warning("%s: its server cannot be reached", name)
+            model.connect_at = time.monotonic() + CONNECT_AGAIN
+            await self._close_backend(model)
+            self._changed(model)
 
     # What operators do
 
@@ -260,13 +273,18 @@ class Switcher:
         for name in decision.activate:
             model = self._models[name]
             self._begin(model, Stage.COMING, self._activate(model))
-        return None if decision.again_at is None else max(decision.again_at - now, 0.0)
+        due = [model.connect_at for model in self._models.values() if model.connect_at > now]
+        if decision.again_at is not None:
+            due.append(decision.again_at)
+        return max(min(due) - now, 0.0) if due else None
 
     def _view(self, model: Model) -> policy.ModelView:
+        stage = self._stage(model)
         return policy.ModelView(
             name=model.name,
-            gpus=frozenset(model.config.gpus),
-            stage=self._stage(model),
+            # What it holds was decided when it came up; a reload changes the next time only.
+            gpus=frozenset(model.config.gpus if stage is Stage.OUT else model.held_gpus),
+            stage=stage,
             waiting_since=model.waiters[0].arrived if model.waiters else None,
             may_start_at=model.may_start_at,
             may_leave_at=model.may_leave_at,
@@ -373,6 +391,7 @@ class Switcher:
 
     async def _activate(self, model: Model) -> None:
         status = self._units.status(model.name)
+        model.held_gpus = model.config.gpus
         try:
             if status.up and status.frozen:
                 await self._units.thaw(model.name)
@@ -433,7 +452,7 @@ class Switcher:
         """A unit that came up without us: by hand, or before llmuxd was started."""
         await self._look(model)
         if model.backend is None:
-            model.may_leave_at = time.monotonic() + LEAVE_AGAIN
+            model.connect_at = time.monotonic() + LEAVE_AGAIN
             raise UnitRefused(f"the unit of {model.name!r} is active but does not say where it is")
         log.info("%s: adopted on port %d", model.name, model.backend.port)
 
@@ -490,7 +509,7 @@ class Switcher:
             and not unit.frozen
             and model.backend is None
             and model.transition is None
-            and time.monotonic() >= model.may_leave_at
+            and time.monotonic() >= model.connect_at
         )
 
     async def _look(self, model: Model) -> None:
@@ -504,6 +523,7 @@ class Switcher:
                 await self._close_backend(model)
                 model.backend = Backend(activation.port)
             model.activation = activation
+            model.held_gpus = activation.gpus
         elif unit.down:
             await self._close_backend(model)
             model.activation = None

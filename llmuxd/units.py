@@ -125,10 +125,11 @@ class Units:
             await self._bus_call(bus, "org.freedesktop.DBus", "/org/freedesktop/DBus",
                                  "org.freedesktop.DBus", "AddMatch", "s", [rule])  # fmt: skip
         await self._bus_call(bus, _SYSTEMD, _ROOT, _MANAGER, "Subscribe", "", [])
-        for unit in await self._list():
-            name = names.from_unit(unit)
-            if name is not None:
-                await self.refresh(name)
+        listed = {names.from_unit(unit) for unit in await self._list()}
+        # One that ended while nobody listened is not listed any more.
+        for name in (listed | set(self._status)) - {None}:
+            assert name is not None
+            await self.refresh(name)
         self._fail_jobs()
 
     def detach(self) -> None:

@@ -61,7 +61,8 @@ def line(result: Result) -> str:
 def _run(check: Check, look: Look) -> list[Result]:
     try:
         found = check(look)
-    except Exception as error:  # noqa: BLE001  (one surprise must not hide the other lines)
+    except Exception as error:
+        # One surprise must not hide the other lines.
         name = check.__name__.replace("_", " ")
         return [fail(name, f"could not be checked: {error!r}", "report this as a bug of llmuxctl")]
     return found if isinstance(found, list) else [found]

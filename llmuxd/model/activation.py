@@ -30,14 +30,15 @@ class Leave(StrEnum):
 class Activation:
     """One run. `port` is on 127.0.0.1; `seconds` is from ExecStart's begin to health.
 
-    `definition` and `checkpoint` are those of the configuration that it was started with: the
-    file may say something else, or be gone, by the time it is stopped.
+    `definition`, `checkpoint` and `gpus` are those of the configuration that it was started with:
+    the file may say something else, or be gone, by the time it is stopped.
     """
 
     model: str
     port: int
     definition: str
     checkpoint: bool
+    gpus: tuple[int, ...]
     way: Way
     seconds: float
     why_cold: str = ""
@@ -58,6 +59,7 @@ class Activation:
                 port=int(str(raw["port"])),
                 definition=str(raw["definition"]),
                 checkpoint=bool(raw["checkpoint"]),
+                gpus=_numbers(raw["gpus"]),
                 way=Way(str(raw["way"])),
                 seconds=float(str(raw["seconds"])),
                 why_cold=str(raw.get("why_cold", "")),
@@ -69,6 +71,10 @@ class Activation:
     def forget(model: str) -> None:
         """The unit is down."""
         _path(model).unlink(missing_ok=True)
+
+
+def _numbers(raw: object) -> tuple[int, ...]:
+    return tuple(int(str(item)) for item in raw) if isinstance(raw, list) else ()
 
 
 def order_leave(model: str, leave: Leave) -> None:

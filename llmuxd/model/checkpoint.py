@@ -5,11 +5,15 @@ podman keeps the image itself in the container's own directory and knows nothing
 definition. A record that is absent, or that says why not, means: start cold.
 """
 
+import hashlib
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from .. import files, names
+
+# Larger files of an image are known by their size alone.
+HASHED_SIZE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,8 @@ class Identity:
 class Checkpoint:
     """One image. `taken_at` is Unix time, `seconds` the dump's length, `size` in bytes on disk.
 
-    `invalid` says why it must not be restored; empty for a good one.
+    `manifest` has the size of each file, and a hash of the small ones; a page file is too large to
+    read twice. `invalid` says why it must not be restored; empty for a good one.
     """
 
     model: str
@@ -54,6 +59,7 @@ class Checkpoint:
     seconds: float
     size: int
     directory: str
+    manifest: dict[str, str] = field(default_factory=dict)
     invalid: str = ""
 
     @property
@@ -67,7 +73,15 @@ class Checkpoint:
             return self.invalid
         if not Path(self.directory, "inventory.img").exists():
             return f"the image is missing from {self.directory}"
-        return self.identity.difference(here)
+        return self.identity.difference(here) or self._damage()
+
+    def _damage(self) -> str | None:
+        """CRIU spins for ever on a page file that is too short, so nothing odd is shown to it."""
+        found = manifest(Path(self.directory))
+        for name, told in self.manifest.items():
+            if found.get(name) != told:
+                return f"its file {name} is {'damaged' if name in found else 'missing'}"
+        return None
 
     def save(self) -> None:
         """Keep it, durably."""
@@ -98,6 +112,7 @@ class Checkpoint:
                 seconds=float(str(raw["seconds"])),
                 size=int(str(raw["size"])),
                 directory=str(raw["directory"]),
+                manifest=_texts(raw["manifest"]),
                 invalid=str(raw.get("invalid", "")),
             )
         except (KeyError, TypeError, ValueError):
@@ -117,9 +132,24 @@ def disk_usage(directory: Path) -> int:
     return total
 
 
+def manifest(directory: Path) -> dict[str, str]:
+    """What `Checkpoint.manifest` should say of the image in `directory`: `size` or `size hash`."""
+    told = {}
+    for path in sorted(directory.iterdir()):
+        size = path.stat().st_size
+        told[path.name] = str(size)
+        if size <= HASHED_SIZE and path.is_file():
+            told[path.name] += " " + hashlib.sha256(path.read_bytes()).hexdigest()
+    return told
+
+
 def now() -> float:
     """Unix time, for `taken_at`."""
     return time.time()
+
+
+def _texts(raw: object) -> dict[str, str]:
+    return {str(key): str(value) for key, value in raw.items()} if isinstance(raw, dict) else {}
 
 
 def _path(model: str) -> Path:

@@ -98,12 +98,9 @@ class Container:
             argv += ["--device", device]
         run([*argv, *model.podman_args, model.image, *model.args], RUN_TIMEOUT)
 
-    def restore(self) -> None:
+    def restore(self, timeout: float) -> None:
         """Bring it back from its checkpoint, which stays on disk."""
-        run(
-            ["podman", "container", "restore", "--keep", "--tcp-established", self.name],
-            DUMP_TIMEOUT,
-        )
+        run(["podman", "container", "restore", "--keep", "--tcp-established", self.name], timeout)
 
     def checkpoint(self) -> None:
         """Write it to disk and end it.
@@ -121,8 +118,9 @@ class Container:
         run(["podman", "stop", "--ignore", "--time", str(STOP_GRACE), self.name], REMOVE_TIMEOUT)
         self.remove()
 
-    def clean_up(self) -> None:
-        """Give back the network and mounts of a container that ended on its own."""
+    def halt(self) -> None:
+        """Have no process, network or mount of it left, but keep it and its checkpoint."""
+        run(["podman", "stop", "--ignore", "--time", "0", self.name], REMOVE_TIMEOUT)
         run(["podman", "container", "cleanup", self.name], REMOVE_TIMEOUT)
 
     def remove(self) -> None:

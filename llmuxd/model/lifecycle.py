@@ -14,16 +14,14 @@ from pathlib import Path
 import sdnotify
 
 from ..config import ModelConfig
-from . import engine, port
+from . import cgroup, engine, port
 from .activation import Activation, Leave, Way, conmon_pidfile, stopping_mark, take_leave_order
-from .checkpoint import Checkpoint, Identity, disk_usage, now
+from .checkpoint import Checkpoint, Identity, disk_usage, manifest, now
 from .container import Container, Facts, criu_version
 from .process import CommandFailed
 
 log = logging.getLogger("llmux-model")
 
-# A restored server answers health at once, or it never will.
-RESTORE_HEALTH_TIMEOUT = 60.0
 # What podman itself may take on top of the configured time for the server's start.
 PODMAN_MARGIN = 600.0
 
@@ -63,7 +61,7 @@ class Lifecycle:
     def start(self) -> None:
         """Bring the model to health and hand the unit's main process over to conmon."""
         begin = time.monotonic()
-        limit = self._model.start_timeout + PODMAN_MARGIN
+        limit = self._model.start_timeout + 2 * self._model.restore_timeout + PODMAN_MARGIN
         self._notify(f"EXTEND_TIMEOUT_USEC={int(limit * 1e6)}")
         stopping_mark(self._model.name).unlink(missing_ok=True)
         way, why_cold = Way.RESTORE, ""
@@ -80,6 +78,7 @@ class Lifecycle:
             running.port,
             self._model.definition,
             self._model.checkpoint,
+            self._model.gpus,
             way,
             seconds,
             why_cold,
@@ -125,12 +124,10 @@ class Lifecycle:
             return
         record = Checkpoint.load(self._model.name)
         if record is not None and record.valid and facts.id == record.container_id:
-            if not facts.running:
-                if not tidy:
-                    # podman's own clean-up after conmon died with the unit: its network is left.
-                    self._container.clean_up()
-                return
-            record.invalidate("its container would not end")
+            if not tidy:
+                # podman may take a container whose conmon was killed for a running one still.
+                self._container.halt()
+            return
         log.info("removing what is left of the container %s", self._container.name)
         self._container.remove()
 
@@ -153,12 +150,13 @@ class Lifecycle:
             raise CannotRestore(f"the checkpoint cannot be used: {why_not}")
         self.tell("restoring the checkpoint")
         try:
-            self._container.restore()
-            return self._wait_healthy(record.port, RESTORE_HEALTH_TIMEOUT)
+            self._container.restore(self._model.restore_timeout)
+            return self._wait_healthy(record.port, self._model.restore_timeout)
         except (CommandFailed, engine.EngineDied, engine.EngineTimeout) as error:
             reason = f"the restore failed: {error}"
             log.warning("%s", reason)
             record.invalidate(reason)
+            cgroup.kill_others()
             raise CannotRestore(reason) from None
 
     def _start_cold(self) -> Running:
@@ -202,8 +200,9 @@ class Lifecycle:
             record.invalidate(reason)
             return False
         size = disk_usage(facts.checkpoint_directory)
+        files = manifest(facts.checkpoint_directory)
         seconds = time.monotonic() - begin
-        replace(record, seconds=seconds, size=size, invalid="").save()
+        replace(record, seconds=seconds, size=size, manifest=files, invalid="").save()
         log.info("checkpoint written in %.2f s, %.1f MB", seconds, size / 1e6)
         return True
 

@@ -5,7 +5,15 @@ from llmuxd import files
 from llmuxd.model import activation
 from llmuxd.model.activation import Activation, Leave, Way, order_leave, take_leave_order
 
-RUN = Activation("a/b", 21000, Way.COLD, 34.5, "there is no checkpoint")
+RUN = Activation(
+    model="a/b",
+    port=21000,
+    definition="d1",
+    checkpoint=True,
+    way=Way.COLD,
+    seconds=34.5,
+    why_cold="there is no checkpoint",
+)
 
 
 def test_round_trip_is_per_model() -> None:

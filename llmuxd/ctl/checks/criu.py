@@ -11,8 +11,8 @@ from .result import Result, fail, ok, skip, warn
 
 # A kernel from the first on breaks every CRIU before the second; the third is what CRIU says.
 _BREAKS: tuple[tuple[Version, Version, str], ...] = (
-    ((6, 16), (4, 2), "Can't get 1:16 opt"),
     ((6, 13), (4, 1), "Unexpected rt vDSO area bounds"),
+    ((6, 16), (4, 2), "Can't get 1:16 opt"),
 )
 _WANTED = "install CRIU 4.2 or newer"
 # What model servers need, with values that were enough for vLLM; why:
@@ -96,7 +96,9 @@ def options(look: Look) -> Result:
     path = look.criu_file
     name = path.rpartition("/")[2]
     if not (look.host.exists(path) or look.host.exists(criu_conf.DEFAULT)):
-        return fail(name, f"{path} does not exist", f"write into it, a line each: {_all(look)}")
+        return fail(
+            name, f"{path} does not exist", f"write into it, a line each: {_lines(_missing(look))}"
+        )
     if look.host.exists(path):
         done = look.host.run(["criu", "check", "--config", path])
         complaint = "" if done.status == 0 else _complaint(done.text)
@@ -146,7 +148,7 @@ def firewall(look: Look) -> Result:
 
 def _broken(look: Look) -> str:
     """What CRIU says when it fails because this kernel is too new for it; else nothing."""
-    for kernel, fixed, words in reversed(_BREAKS):
+    for kernel, fixed, words in _BREAKS:
         if look.criu and look.kernel >= kernel and look.criu < fixed:
             return words
     return ""
@@ -178,10 +180,6 @@ def _missing(look: Look) -> dict[str, str]:
         # CRIU would restore properties of version 1 cgroups, and fail.
         missing["manage-cgroups"] = "ignore"
     return missing
-
-
-def _all(look: Look) -> str:
-    return _lines(_missing(look))
 
 
 def _lines(wanted: dict[str, str]) -> str:

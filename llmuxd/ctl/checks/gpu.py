@@ -175,15 +175,13 @@ def cuda_plugin(look: Look) -> Result:
                 f"{other}/{PLUGIN} is here, but CRIU looks in {place}",
                 f"set libdir={other} in {look.criu_file}",
             )
-        return fail(
-            "cuda plugin", f"{path} is missing; dumps would lack what is on the GPU", f"{build}"
-        )
+        return fail("cuda plugin", f"{path} is missing; dumps would lack what is on the GPU", build)
     unknown = _misfits(look, path)
     if unknown:
         return fail(
             "cuda plugin",
             f"{path} is of another CRIU version (undefined symbol: {unknown[0]})",
-            f"{build}",
+            build,
         )
     return ok("cuda plugin", path)
 
@@ -271,22 +269,16 @@ def _cdi(look: Look, wanted: list[str]) -> Result:
             return fail(
                 "devices", f"{path} cannot be read: {str(error).splitlines()[0]}", _GENERATE
             )
-    lost = [name for name in wanted if name not in named]
+    lost = ", ".join(name for name in wanted if name not in named)
     if lost:
-        where = ", ".join(specs) or "no CDI file"
-        return fail(
-            "devices",
-            f"{where} names {', '.join(lost)}"
-            if not specs
-            else f"{', '.join(lost)} is not in {where}",
-            _GENERATE,
-        )
+        text = f"{lost} is not in {', '.join(specs)}" if specs else f"no CDI file names {lost}"
+        return fail("devices", text, _GENERATE)
     for path, text in specs.items():
         others = set(re.findall(r"\.so\.(\d{3}\.\d+(?:\.\d+)?)\b", text)) - {look.driver}
         if look.driver and others:
             return fail(
                 "devices",
-                f"{path} names files of driver {', '.join(sorted(others))}, loaded is {look.driver}",
+                f"{path} is for driver {', '.join(sorted(others))}, loaded is {look.driver}",
                 _GENERATE,
             )
     return ok("devices", ", ".join(wanted))

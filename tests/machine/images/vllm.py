@@ -23,6 +23,8 @@ _ENVIRONMENT = {
     "VLLM_TARGET_DEVICE": "cpu",
     "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
     "VLLM_CACHE_ROOT": "/var/cache/vllm",
+    # The highest that comes without AMX: see _WITHOUT_AMX.
+    "ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16",
     # Nothing outside is asked: a connection to there would spoil a checkpoint.
     "HF_HUB_OFFLINE": "1",
     "VLLM_NO_USAGE_STATS": "1",
@@ -75,6 +77,14 @@ _STRIPPED = (
     " llvmlite/binding/libllvmlite.so"
 )
 
+# A process asks the kernel once for leave to use AMX, Intel's matrix registers. CRIU does not ask
+# again, so that a restored engine dies of SIGILL at its first token. vLLM's own kernels ask PyTorch
+# whether there is AMX; oneDNN, in both, asks the environment.
+_WITHOUT_AMX = r"""
+sed -i '/^def _is_amx_tile_supported/,/return/ s/return .*/return False/' torch/cpu/__init__.py
+test "$(grep -c 'return False$' torch/cpu/__init__.py)" = 1
+"""
+
 # Run in the root file system. A package may have a file for a newer Python, which can't be
 # compiled: not an error. Bytecode that is never checked against its source can't go stale by
 # what an import of the image does to the times of files.
@@ -82,6 +92,7 @@ _FINISH = f"""
 set -eu
 cd {_PACKAGES}
 strip --strip-unneeded {_STRIPPED}
+{_WITHOUT_AMX}
 python3 -m compileall -qq -j 2 --invalidation-mode unchecked-hash {_PACKAGES} || true
 VLLM_TARGET_DEVICE=cpu VLLM_CACHE_ROOT=/var/cache/vllm python3 - 2>&1 <<'.'
 from vllm.model_executor.models import registry

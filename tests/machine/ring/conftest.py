@@ -14,6 +14,7 @@ def nothing_left_behind() -> Iterator[None]:
     guest.require_machine()
     guest.stop_everything()
     guest.wipe()
+    guest.begin()
     yield
     guest.stop_everything()
     left = guest.leftovers()

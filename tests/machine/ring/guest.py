@@ -212,5 +212,15 @@ def counter(model: str) -> int:
 
 
 def journal(unit_name: str) -> str:
-    """All that the unit logged since the machine was booted."""
-    return sh("journalctl", "--no-pager", "--output=cat", "--unit", unit_name)
+    """All that the unit logged since the test began."""
+    since = f"--since=@{_began:.6f}"
+    return sh("journalctl", "--no-pager", "--output=cat", since, "--unit", unit_name)
+
+
+_began = 0.0
+
+
+def begin() -> None:
+    """A test begins: what was logged before is not its."""
+    global _began
+    _began = time.time()

@@ -12,6 +12,7 @@ import pytest
 from llmuxd import names
 
 from .guest import (
+    CHECKPOINTS,
     OPT,
     QWEN,
     complete,
@@ -53,10 +54,29 @@ def test_a_corrupted_checkpoint_means_a_cold_start(damage: Callable[[Path], None
     damage(image(OPT))
     assert complete(OPT).text == text
     assert counter(OPT) == 1  # a new server, that had one request
-    assert "the restore failed" in journal(names.unit(OPT))
+    assert "the checkpoint cannot be used: its file" in journal(names.unit(OPT))
     sh("llmuxctl", "checkpoint", OPT)
     assert complete(OPT).text == text
     assert counter(OPT) == 2
+
+
+def _vouch_for_damage(model: str) -> None:
+    """Make the record agree with the image as it is, so that CRIU is asked to restore it."""
+    path = CHECKPOINTS / f"{names.slug(model)}.json"
+    path.write_text(json.dumps(record(model) | {"manifest": {}}), encoding="utf-8")
+
+
+@pytest.mark.parametrize("damage", [_remove_core, _truncate_pages])
+def test_a_restore_that_fails_or_hangs_means_a_cold_start(damage: Callable[[Path], None]) -> None:
+    two_fakes(restore_timeout=5)
+    text = complete(OPT).text
+    sh("llmuxctl", "checkpoint", OPT)
+    damage(image(OPT))
+    _vouch_for_damage(OPT)
+    assert complete(OPT).text == text
+    assert counter(OPT) == 1
+    assert "the restore failed" in journal(names.unit(OPT))
+    assert sh("pgrep", "-a", "criu", check=False) == ""
 
 
 def test_a_missing_image_means_a_cold_start() -> None:
@@ -99,7 +119,12 @@ def test_a_checkpoint_belongs_to_what_was_started_not_to_what_the_file_says_now(
 
 
 def test_a_full_disk_during_a_checkpoint_stops_the_model() -> None:
-    two_fakes(args=["--model", OPT, "--memory-mb", "64"])
+    configure(
+        {
+            OPT: {"args": ["--model", OPT, "--memory-mb", "64"]},
+            QWEN: {"args": ["--model", QWEN]},
+        }
+    )
     assert complete(OPT).text
     sh("llmuxctl", "checkpoint", OPT)
     directory = image(OPT)
@@ -209,7 +234,7 @@ def test_a_wrong_name_by_every_way_says_so() -> None:
 
 
 def test_a_client_that_leaves_while_the_model_starts_causes_no_harm() -> None:
-    two_fakes(args=["--start-delay", "2", "--model", OPT])
+    configure({OPT: {"args": ["--start-delay", "2", "--model", OPT]}})
     with socket.create_connection(("127.0.0.1", 4000)) as client:
         body = json.dumps({"model": OPT, "prompt": "x"}).encode()
         client.sendall(
