@@ -19,6 +19,8 @@ class Backend:
         self.port = port
         self.endpoint = f"http://127.0.0.1:{port}"
         self._session: aiohttp.ClientSession | None = None
+        self._users = 0
+        self._retired = False
 
     @property
     def session(self) -> aiohttp.ClientSession:
@@ -32,8 +34,23 @@ class Backend:
             )
         return self._session
 
+    async def __aenter__(self) -> "Backend":
+        self._users += 1
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        self._users -= 1
+        if self._retired and not self._users:
+            await self.close()
+
+    async def retire(self) -> None:
+        """Close once the requests that run on it have ended: no new one is sent."""
+        self._retired = True
+        if not self._users:
+            await self.close()
+
     async def close(self) -> None:
-        """Close every connection."""
+        """Close every connection, and cut what runs on it."""
         if self._session is not None:
             await self._session.close()
             self._session = None

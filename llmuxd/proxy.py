@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The HTTP endpoint: reads which model a request names, has it serve, passes bytes through."""
 
+import errno
 import json
 import logging
 import socket
@@ -99,8 +100,10 @@ class Proxy:
         async with self._switcher.request(name) as backend:
             try:
                 upstream = await self._send(request, backend, body)
-            except aiohttp.ClientConnectorError:
-                await self._switcher.lost(name, backend)
+            except aiohttp.ClientConnectorError as error:
+                # Any other error is ours, such as too many open files: the server is well.
+                if error.os_error.errno == errno.ECONNREFUSED:
+                    await self._switcher.lost(name, backend)
                 raise
             except (aiohttp.ClientError, OSError) as error:
                 raise _lost(error) from None

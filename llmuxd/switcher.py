@@ -71,7 +71,7 @@ class Model:
     may_start_at: float = 0.0
     may_leave_at: float = 0.0
     connect_at: float = 0.0
-    held_gpus: tuple[int, ...] = ()
+    held_gpus: tuple[int, ...] | None = None
     last_error: str = ""
     last_used: float = 0.0
     removed: bool = False
@@ -130,7 +130,8 @@ class Switcher:
         model = self._models[self.config.resolve(name)]
         backend = await self._admission(model, request=True)
         try:
-            yield backend
+            async with backend:
+                yield backend
         finally:
             self._leave_flight(model)
 
@@ -140,7 +141,9 @@ class Switcher:
         if model is not None and model.backend is backend:
             log.warning("%s: its server cannot be reached", name)
             model.connect_at = time.monotonic() + CONNECT_AGAIN
-            await self._close_backend(model)
+            model.backend = None
+            # It may listen no more and still be ending the streams that it has.
+            await backend.retire()
             self._changed(model)
 
     # What operators do
@@ -283,7 +286,7 @@ class Switcher:
         return policy.ModelView(
             name=model.name,
             # What it holds was decided when it came up; a reload changes the next time only.
-            gpus=frozenset(model.config.gpus if stage is Stage.OUT else model.held_gpus),
+            gpus=frozenset(model.config.gpus if stage is Stage.OUT else _held(model)),
             stage=stage,
             waiting_since=model.waiters[0].arrived if model.waiters else None,
             may_start_at=model.may_start_at,
@@ -526,7 +529,7 @@ class Switcher:
             model.held_gpus = activation.gpus
         elif unit.down:
             await self._close_backend(model)
-            model.activation = None
+            model.activation = model.held_gpus = None
         self._changed(model)
 
     def _unit_changed(self, name: str, status: UnitStatus) -> None:
@@ -564,6 +567,11 @@ class Switcher:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("a task of the switcher failed", exc_info=error)
+
+
+def _held(model: Model) -> tuple[int, ...]:
+    """The GPUs of a model that is not out; one that is started by hand says only once it is up."""
+    return model.config.gpus if model.held_gpus is None else model.held_gpus
 
 
 def _load_checkpoint(name: str) -> Checkpoint | None:

@@ -110,6 +110,10 @@ class Lifecycle:
         started = Activation.load(name) is not None
         stopping_mark(name).unlink(missing_ok=True)
         take_leave_order(name)
+        if not ordered:
+            # A start that was cut short: its podman holds the container's lock for as long as
+            # CRIU takes, and systemd kills what is left only after this.
+            cgroup.kill_others()
         Activation.forget(name)
         conmon_pidfile(name).unlink(missing_ok=True)
         self._clean_container(tidy=ordered)

@@ -10,6 +10,7 @@ RUN = Activation(
     port=21000,
     definition="d1",
     checkpoint=True,
+    gpus=(0, 1),
     way=Way.COLD,
     seconds=34.5,
     why_cold="there is no checkpoint",

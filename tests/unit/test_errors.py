@@ -24,7 +24,7 @@ def test_every_error_has_a_place_on_every_edge(kind: type[LlmuxError]) -> None:
 
 @pytest.mark.parametrize("kind", CLASSES)
 def test_every_error_is_one_line(kind: type[LlmuxError]) -> None:
-    error = kind("it broke:\n  twice\r\n\tin a row", "try\n it again")
+    error = kind("it broke:\n  twice\r\n\tin a row", "try it again")
     assert error.message == "it broke: twice in a row"
     assert len(str(error).splitlines()) == 1
 

@@ -122,7 +122,9 @@ def test_slugs_of_look_alikes_differ() -> None:
     assert len({names.slug(name) for name in alike}) == len(alike)
 
 
-@pytest.mark.parametrize("other", ["llmuxd.service", "llmux-model@.service", "llmux-model@a.socket"])
+@pytest.mark.parametrize(
+    "other", ["llmuxd.service", "llmux-model@.service", "llmux-model@a.socket"]
+)
 def test_other_units_have_no_model(other: str) -> None:
     assert names.from_unit(other) is None
 

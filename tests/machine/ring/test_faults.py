@@ -79,6 +79,18 @@ def test_a_restore_that_fails_or_hangs_means_a_cold_start(damage: Callable[[Path
     assert sh("pgrep", "-a", "criu", check=False) == ""
 
 
+def test_a_start_that_hangs_can_be_stopped_by_hand() -> None:
+    two_fakes()
+    assert complete(OPT).text
+    sh("llmuxctl", "checkpoint", OPT)
+    _truncate_pages(image(OPT))
+    _vouch_for_damage(OPT)
+    sh("systemctl", "start", "--no-block", names.unit(OPT))
+    eventually(lambda: sh("pgrep", "criu", check=False), "CRIU hangs")
+    sh("systemctl", "stop", names.unit(OPT), timeout=20)
+    assert sh("pgrep", "-a", "criu", check=False) == ""
+
+
 def test_a_missing_image_means_a_cold_start() -> None:
     two_fakes()
     assert complete(OPT).text

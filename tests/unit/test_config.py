@@ -1,0 +1,317 @@
+# SPDX-License-Identifier: MIT
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmuxd import config
+from llmuxd.config import Config, Engine, ModelConfig
+from llmuxd.errors import ConfigInvalid, NoSuchModel
+
+PATH = Path("llmux.yaml")
+SAMPLE = """\
+# /etc/llmux/llmux.yaml
+defaults:
+  image: docker.io/vllm/vllm-openai:v0.8.3
+  gpus: [0]
+  volumes: [/root/.cache/huggingface:/root/.cache/huggingface]
+models:
+  facebook/opt-125m:
+    args: [--model, facebook/opt-125m, --max-model-len, "512"]
+  Qwen/Qwen2.5-3B-Instruct:
+    args: [--model, Qwen/Qwen2.5-3B-Instruct, --max-model-len, "512"]
+    aliases: [qwen]
+"""
+
+
+def parse(text: str) -> Config:
+    return config.parse(text, PATH)
+
+
+def one(settings: str, defaults: str = "") -> ModelConfig:
+    """The model `a` with these settings, in YAML's flow style."""
+    text = f"defaults: {{image: i{', ' if defaults else ''}{defaults}}}\n"
+    return parse(f"{text}models: {{a: {{{settings}}}}}\n").models["a"]
+
+
+def refusal(text: str) -> str:
+    with pytest.raises(ConfigInvalid) as caught:
+        parse(text)
+    assert len(str(caught.value).splitlines()) == 1
+    return str(caught.value)
+
+
+def test_the_sample_of_the_design() -> None:
+    loaded = parse(SAMPLE)
+    assert list(loaded.models) == ["facebook/opt-125m", "Qwen/Qwen2.5-3B-Instruct"]
+    qwen = loaded.models["Qwen/Qwen2.5-3B-Instruct"]
+    assert qwen == ModelConfig(
+        name="Qwen/Qwen2.5-3B-Instruct",
+        image="docker.io/vllm/vllm-openai:v0.8.3",
+        args=("--model", "Qwen/Qwen2.5-3B-Instruct", "--max-model-len", "512"),
+        volumes=("/root/.cache/huggingface:/root/.cache/huggingface",),
+        gpus=(0,),
+        aliases=("qwen",),
+    )
+    assert qwen.device_names == ("nvidia.com/gpu=0",)
+    assert (loaded.max_body, loaded.path) == (32 << 20, PATH)
+
+
+def test_the_shipped_file_is_the_sample() -> None:
+    shipped = Path(__file__).parents[2] / "packaging" / "llmux.yaml"
+    assert config.load(shipped).models == parse(SAMPLE).models
+
+
+def test_a_model_overrides_the_defaults_key_by_key() -> None:
+    model = one("gpus: [1], port: 9000", "gpus: [0], shm_size: 4g, env: {A: b}")
+    assert (model.gpus, model.port, model.shm_size) == ((1,), 9000, "4g")
+    assert model.env == (("A", "b"),)
+
+
+def test_model_without_settings_of_its_own() -> None:
+    assert parse("defaults: {image: i}\nmodels:\n  a:\n  b: {}\n").models == {
+        "a": ModelConfig("a", "i"),
+        "b": ModelConfig("b", "i"),
+    }
+
+
+def test_every_setting_can_be_written() -> None:
+    model = one(
+        "image: j, engine: llama-server, args: [x], env: {A: '1'}, volumes: [/a:/b],"
+        "gpus: [2, 0], devices: [/dev/kfd], podman_args: [--init], aliases: [z], port: 1,"
+        "health: /live, shm_size: 1g, start_timeout: 1.5, checkpoint: false"
+    )
+    assert model == ModelConfig(
+        "a", "j", Engine.LLAMA_SERVER, ("x",), (("A", "1"),), ("/a:/b",), (2, 0), ("/dev/kfd",),
+        ("--init",), ("z",), 1, "/live", "1g", 1.5, checkpoint=False,
+    )  # fmt: skip
+    assert model.device_names == ("/dev/kfd",)
+    defaults = ModelConfig("a", "i")
+    never_set = {
+        f.name for f in fields(model) if getattr(model, f.name) == getattr(defaults, f.name)
+    }
+    assert never_set <= {"name", "restore_timeout"}
+
+
+def test_devices_may_be_none_at_all() -> None:
+    assert one("devices: []").device_names == ()
+    assert one("gpus: [0, 3]").device_names == ("nvidia.com/gpu=0", "nvidia.com/gpu=3")
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("4000:01", "4000:01"), ("on", "on"), ("512", "512"), ("0x10", "0x10"), ("1e3", "1e3"),
+        ("yes", "yes"), ("2024-01-01", "2024-01-01"), ("0.90", "0.90"), ("~x", "~x"),
+        ('"~"', "~"), ('"null"', "null"), ("'a: b'", "a: b"), ("''", ""), ("=", "="),
+    ],
+)  # fmt: skip
+def test_texts_stay_as_they_were_written(written: str, meant: str) -> None:
+    assert one(f"args: [{written}]").args == (meant,)
+
+
+def test_env_keeps_its_text_and_its_order() -> None:
+    assert one("env: {Z: on, A: 010, M: 'x=y'}").env == (("Z", "on"), ("A", "010"), ("M", "x=y"))
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "words"),
+    [
+        ("models:\n  a:\n    image: i\n    agrs: [x]\n", "4:5", "did you mean 'args'?"),
+        ("defualts:\n  image: i\nmodels: {a: {}}\n", "1:1", "did you mean 'defaults'?"),
+        ("defaults: {imag: i}\nmodels: {a: {}}\n", "1:12", "did you mean 'image'?"),
+        ("models: {a: {image: i, qqq: 1}}\n", "1:24", "known here: aliases, args"),
+        ("defaults: {aliases: [x]}\nmodels: {a: {image: i}}\n", "1:12", "unknown key 'aliases'"),
+        ("defaults: {name: x}\nmodels: {a: {image: i}}\n", "1:12", "unknown key 'name'"),
+        ("models:\n  a: {image: i}\n  a: {image: j}\n", "3:3", "'a' stands twice in models, first in line 2"),
+        ("models: {a: {image: i, port: 1, port: 2}}\n", "1:33", "'port' stands twice"),
+        ("models: {a: {image: i, env: {A: x, A: y}}}\n", "1:36", "'A' stands twice in env"),
+        ("models: {a: {image: i}}\nmodels: {b: {image: i}}\n", "2:1", "'models' stands twice"),
+        ("models: {a: {image: i, args: --x}}\n", "1:30", "write args: [one, two]"),
+        ("models: {a: {image: i, args: [[x]]}}\n", "1:31", "must be a text"),
+        ("models: {a: {image: i, args: [~]}}\n", "1:31", "must be a text"),
+        ("models: {a: {image: i, args: [\"a\\0\"]}}\n", "1:31", "NUL"),
+        ("models: {a: {image: [i]}}\n", "1:21", "image must be a text"),
+        ("models: {a: {image: i, gpus: 0}}\n", "1:30", "write gpus: [0]"),
+        ("models: {a: {image: i, gpus: [-1]}}\n", "1:31", "whole number"),
+        ("models: {a: {image: i, gpus: [0, 0]}}\n", "1:30", "twice"),
+        ("models: {a: {image: i, port: 0}}\n", "1:30", "from 1 to 65535"),
+        ("models: {a: {image: i, port: 65536}}\n", "1:30", "from 1 to 65535"),
+        ("models: {a: {image: i, port: 4000:01}}\n", "1:30", "whole number, not '4000:01'"),
+        ("models: {a: {image: i, port: 0x10}}\n", "1:30", "whole number"),
+        ("models: {a: {image: i, port: ²}}\n", "1:30", "whole number"),
+        ("models: {a: {image: i, port: " + "9" * 5000 + "}}\n", "1:30", "whole number"),
+        ("models: {a: {image: i, checkpoint: on}}\n", "1:36", "true or false, not 'on'"),
+        ("models: {a: {image: i, checkpoint: True}}\n", "1:36", "true or false, not 'True'"),
+        ("models: {a: {image: i, start_timeout: soon}}\n", "1:39", "number of seconds, not 'soon'"),
+        ("models: {a: {image: i, start_timeout: 0}}\n", "1:39", "number of seconds"),
+        ("models: {a: {image: i, start_timeout: nan}}\n", "1:39", "number of seconds"),
+        ("models: {a: {image: i, start_timeout: inf}}\n", "1:39", "number of seconds"),
+        ("models: {a: {image: i, engine: vlm}}\n", "1:32", "did you mean 'vllm'?"),
+        ("models: {a: {image: i, engine: zzz}}\n", "1:32", "llama-server"),
+        ("models: {a: {image: i, health: health}}\n", "1:32", "a path such as /health"),
+        ("models: {a: {image: i, env: [A]}}\n", "1:29", "env must be a mapping"),
+        ("models: {a: {image: i, env: {'': x}}}\n", "1:30", "variable"),
+        ("models: {a: {image: i, env: {A=B: x}}}\n", "1:30", "variable"),
+        ("models: {a: {image: i, env: {\"A\\0\": x}}}\n", "1:30", "variable"),
+        ("models: {a: x}\n", "1:13", "must be a mapping"),
+        ("models: {a: {image: i}, b: {}}\n", "1:25", "model 'b' has no 'image:'"),
+        ("models: {a: {}}\n", "1:10", "nor have the defaults"),
+        ("defaults: {image: i}\n", "1:1", "there is no 'models:' section"),
+        ("models:\n", "1:8", "models must be a mapping"),
+        ("models: {}\n", "1:9", "lists no model"),
+        ("models: [a]\n", "1:9", "models must be a mapping"),
+        ("- a\n", "1:1", "the file must be a mapping"),
+        ("models: {\"a\\nb\": {image: i}}\n", "1:10", "control character"),
+        ("models: {'': {image: i}}\n", "1:10", "must not be empty"),
+        ("models: {" + "x" * 300 + ": {image: i}}\n", "1:10", "too long"),
+        ("models: {? [a] : {image: i}}\n", "1:12", "plain text"),
+        ("models: {a: {image: i, aliases: [a]}}\n", "1:33", "'a' already names the model 'a'"),
+        ("models: {a: {image: i, aliases: [x, x]}}\n", "1:33", "'x' already names the model 'a'"),
+        ("models: {a: {image: i, aliases: [b]}, b: {image: i}}\n", "1:33", "already names the model 'b'"),
+        ("models:\n  a: {image: i, aliases: [x]}\n  b: {image: i, aliases: [x]}\n", "3:26", "'x' already names the model 'a'"),
+        ("models: {a: {image: i, aliases: ['']}}\n", "1:33", "must not be empty"),
+        ("max_body: 1\nmodels: {a: {image: i}}\n", "1:11", "1024 or more"),
+        ("models:\n\ta: {image: i}\n", "2:1", "character"),
+        ("models: {a: {image: i}\n", "2:1", "expected"),
+        ("models: *x\n", "1:9", "undefined alias"),
+        ("models: {a: {image: i}}\n---\nb\n", "2:1", "another document"),
+        ("models:\n  é: {image: \x01}\n", "2:14", "control character"),
+        ("models: &x {a: *x}\n", "1:13", "unknown key 'a' in model 'a'"),
+    ],
+)  # fmt: skip
+def test_each_mistake_is_told_with_its_place(text: str, place: str, words: str) -> None:
+    message = refusal(text)
+    assert message.startswith(f"llmux.yaml:{place}: "), message
+    assert words in message
+
+
+@pytest.mark.parametrize("text", ["", "# nothing\n", "\n\n", "---\n"])
+def test_empty_file_says_what_it_needs(text: str) -> None:
+    assert "models" in refusal(text)
+
+
+@pytest.mark.parametrize("bracket", ["[", "{a: ", "- "])
+def test_deep_nesting_is_refused_and_no_crash(bracket: str) -> None:
+    assert refusal(bracket * 200_000).startswith("llmux.yaml:1")
+
+
+def test_huge_file_is_refused() -> None:
+    assert "MiB" in refusal("#" * (5 << 20))
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigInvalid, match="llmux.yaml: No such file or directory"):
+        config.load(tmp_path / "llmux.yaml")
+
+
+def test_a_folder_is_no_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigInvalid, match="Is a directory"):
+        config.load(tmp_path)
+
+
+def test_file_that_is_not_utf8(tmp_path: Path) -> None:
+    (tmp_path / "llmux.yaml").write_bytes(b"models: {\xe9: {image: i}}")
+    with pytest.raises(ConfigInvalid, match="not valid UTF-8 at byte 9"):
+        config.load(tmp_path / "llmux.yaml")
+
+
+def test_load_reads_what_parse_reads(tmp_path: Path) -> None:
+    (tmp_path / "llmux.yaml").write_text(SAMPLE, encoding="utf-8")
+    assert config.load(tmp_path / "llmux.yaml").models == parse(SAMPLE).models
+
+
+def test_resolves_names_and_aliases() -> None:
+    loaded = parse(SAMPLE)
+    assert loaded.aliases == {"qwen": "Qwen/Qwen2.5-3B-Instruct"}
+    assert loaded.resolve("qwen") == "Qwen/Qwen2.5-3B-Instruct"
+    assert loaded.resolve("facebook/opt-125m") == "facebook/opt-125m"
+
+
+@pytest.mark.parametrize(
+    ("asked", "hint"),
+    [
+        ("facebook/opt-124m", "did you mean 'facebook/opt-125m'?"),
+        ("qwne", "did you mean 'qwen'?"),
+        ("zzz", "'llmuxctl status' lists the models"),
+    ],
+)
+def test_unknown_model_is_told_with_the_nearest(asked: str, hint: str) -> None:
+    with pytest.raises(NoSuchModel) as caught:
+        parse(SAMPLE).resolve(asked)
+    assert hint in str(caught.value)
+
+
+MODEL = ModelConfig("a", "i")
+CHANGES: dict[str, object] = {
+    "name": "b", "image": "j", "engine": Engine.GENERIC, "args": ("x",), "env": (("A", "b"),),
+    "volumes": ("/a:/b",), "gpus": (1,), "devices": ("/dev/x",), "podman_args": ("--x",),
+    "port": 1, "shm_size": "1g",
+}  # fmt: skip
+KEPT: dict[str, object] = {
+    "aliases": ("x",), "start_timeout": 1.0, "checkpoint": False, "health": "/live",
+    "restore_timeout": 2.0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", CHANGES)
+def test_what_makes_the_container_changes_its_definition(key: str) -> None:
+    assert replace(MODEL, **{key: CHANGES[key]}).definition != MODEL.definition  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("key", KEPT)
+def test_what_only_llmuxd_reads_does_not(key: str) -> None:
+    assert replace(MODEL, **{key: KEPT[key]}).definition == MODEL.definition  # type: ignore[arg-type]
+
+
+def test_every_setting_is_on_one_side_or_the_other() -> None:
+    assert {f.name for f in fields(ModelConfig)} == CHANGES.keys() | KEPT.keys()
+
+
+def test_texts_do_not_flow_into_each_other_in_the_definition() -> None:
+    assert one("args: [a, b]").definition != one("args: ['a b']").definition
+    assert one("args: ['512']").definition == one("args: [512]").definition
+
+
+def test_devices_that_are_the_gpus_by_another_word_are_the_same() -> None:
+    assert one("devices: ['nvidia.com/gpu=0']").definition == one("gpus: [0]").definition
+
+
+_words = st.sampled_from(
+    ["models", "defaults", "image", "args", "aliases", "a", "b", "gpus", "port", "env", ":", " ", "  ",
+     "\n", "- ", "[", "]", "{", "}", ",", "&x", "*x", "!!int", "? ", "~", "\t", "0", "'", '"', "|", ">",
+     "#", "%", "---", "...", "\x00", "\x85", "\ufeff", "é"]
+)  # fmt: skip
+
+
+@given(st.text() | st.lists(_words, max_size=40).map("".join))
+def test_whatever_is_written_is_taken_or_refused(text: str) -> None:
+    try:
+        loaded = parse(text)
+    except ConfigInvalid as error:
+        assert str(error).startswith("llmux.yaml:")
+    else:
+        assert loaded.models
+
+
+_values = st.recursive(
+    st.text(max_size=4) | st.integers() | st.booleans() | st.none() | st.floats(),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(sorted(CHANGES | KEPT)), inner, max_size=4)
+    ),
+    max_leaves=8,
+)
+
+
+@given(st.dictionaries(st.text(max_size=3), st.dictionaries(st.sampled_from(sorted(CHANGES | KEPT)), _values), max_size=3))  # fmt: skip
+def test_whatever_has_the_right_shape_is_taken_or_refused(models: dict[str, object]) -> None:
+    import yaml
+
+    text = yaml.safe_dump({"models": models}, allow_unicode=True)
+    try:
+        parse(text)
+    except ConfigInvalid as error:
+        assert str(error).startswith("llmux.yaml:")

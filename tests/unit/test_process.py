@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: MIT
+import sys
+
+import pytest
+
+from llmuxd.model.process import CommandFailed, _reason, run
+
+NOFILE = "Error (criu/util.c:1): Can't setup RLIMIT_NOFILE for self: Operation not permitted"
+
+
+def python(code: str, timeout: float | None = None) -> str:
+    return run([sys.executable, "-S", "-E", "-c", code], timeout)
+
+
+def test_output_comes_back() -> None:
+    assert python("print('é')") == "é\n"
+
+
+def test_input_is_empty() -> None:
+    assert python("import sys; print(repr(sys.stdin.read()))") == "''\n"
+
+
+def test_environment_is_clean(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET", "x")
+    monkeypatch.setenv("NOTIFY_SOCKET", "/run/notify")
+    monkeypatch.setenv("LC_ALL", "de_DE")
+    monkeypatch.setenv("INVOCATION_ID", "17")
+    shown = python("import os; print(sorted(os.environ), os.environ['LC_ALL'])")
+    assert "SECRET" not in shown and "NOTIFY_SOCKET" not in shown
+    assert "INVOCATION_ID" in shown and "'PATH'" in shown and "C.UTF-8" in shown
+
+
+def test_failure_has_status_and_reason() -> None:
+    with pytest.raises(CommandFailed) as caught:
+        python("import sys; print('Error: no such thing', file=sys.stderr); sys.exit(125)")
+    assert (caught.value.status, caught.value.reason) == (125, "no such thing")
+
+
+def test_output_that_is_not_text_is_no_crash() -> None:
+    with pytest.raises(CommandFailed, match="error"):
+        python("import sys; sys.stderr.buffer.write(b'error \\xff\\n'); sys.exit(1)")
+
+
+def test_missing_program() -> None:
+    with pytest.raises(CommandFailed, match="No such file") as caught:
+        run(["/nowhere/podman", "ps"])
+    assert caught.value.status == 127
+
+
+def test_what_takes_too_long_is_ended() -> None:
+    with pytest.raises(CommandFailed, match="did not end within") as caught:
+        python("import signal; signal.pause()", timeout=0.05)
+    assert caught.value.status == 124
+
+
+@pytest.mark.parametrize(
+    ("stderr", "reason"),
+    [
+        ("", "no output"),
+        ("\n \n", "no output"),
+        ("Error: it broke\n", "it broke"),
+        ("Error: the cause\n" + NOFILE + "\n", "the cause"),
+        (NOFILE + "\n", NOFILE),
+        ("time=… level=warning\nError: the cause\nuse --log-level\n", "the cause"),
+        ("first\nlast\n", "last"),
+        ("first\n" + NOFILE + "\n", "first"),
+        ("Error: " + "x" * 1000, "x" * 500),
+    ],
+)
+def test_reason_is_the_cause(stderr: str, reason: str) -> None:
+    assert _reason(stderr) == reason
