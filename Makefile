@@ -49,3 +49,8 @@ install-files:
 	install -D -m 644 LICENSE $(DESTDIR)$(DATADIR)/licenses/llmuxd/LICENSE
 	test -e $(DESTDIR)$(SYSCONFDIR)/llmux/llmux.yaml || \
 		install -m 644 packaging/llmux.yaml $(DESTDIR)$(SYSCONFDIR)/llmux/llmux.yaml
+
+# The throw-away machine with two real models on 127.0.0.1:4000; TOUR=once ends after the tour.
+.PHONY: demo
+demo:
+	python3 -m tests.machine.demo $(TOUR)

@@ -51,9 +51,12 @@ def _run(verb: str, lifecycle: Lifecycle) -> int:
                 lifecycle.stop()
             case _:
                 lifecycle.clean_up()
-    except (StartFailed, DiedAlone, CommandFailed) as error:
+    except (StartFailed, DiedAlone) as error:
         # The status text stays with the failed unit: systemctl status and llmuxd show it.
         lifecycle.tell(f"failed: {error}")
+        log.error("%s", error)
+        return 1
+    except CommandFailed as error:
         log.error("%s", error)
         return 1
     return 0

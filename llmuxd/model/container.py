@@ -2,6 +2,7 @@
 """podman command lines for one model's container; the only file that knows podman's flags."""
 
 import json
+import logging
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,8 @@ from .. import names
 from ..config import ModelConfig
 from .activation import conmon_pidfile
 from .process import CommandFailed, run
+
+log = logging.getLogger("llmux-model")
 
 # A container's own end is bounded by podman's --time; these bound podman itself.
 QUERY_TIMEOUT = 30.0
@@ -100,7 +103,8 @@ class Container:
 
     def restore(self, timeout: float) -> None:
         """Bring it back from its checkpoint, which stays on disk."""
-        run(["podman", "container", "restore", "--keep", "--tcp-established", self.name], timeout)
+        argv = ["podman", "container", "restore", "--keep", "--tcp-established", self.name]
+        self._run_criu(argv, timeout, "restore.log")
 
     def checkpoint(self) -> None:
         """Write it to disk and end it.
@@ -111,7 +115,19 @@ class Container:
         facts = self.inspect()
         if facts is not None:
             empty_directory(facts.checkpoint_directory)
-        run(["podman", "container", "checkpoint", "--tcp-established", self.name], DUMP_TIMEOUT)
+        argv = ["podman", "container", "checkpoint", "--tcp-established", self.name]
+        self._run_criu(argv, DUMP_TIMEOUT, "dump.log")
+
+    def _run_criu(self, argv: list[str], timeout: float, log_name: str) -> None:
+        """Run a command that runs CRIU; its failure is told in CRIU's words, podman has none."""
+        try:
+            run(argv, timeout)
+        except CommandFailed as error:
+            facts = self.inspect()
+            cause = _criu_error(facts.userdata / log_name) if facts else ""
+            if cause:
+                raise CommandFailed(argv, error.status, f"CRIU: {cause}") from None
+            raise
 
     def stop(self) -> None:
         """End it, politely for a while; it may be started or restored no more."""
@@ -125,10 +141,23 @@ class Container:
 
     def remove(self) -> None:
         """Make it not exist, whatever state it is in; its checkpoint goes with it."""
-        run(
-            ["podman", "rm", "--force", "--ignore", "--volumes", "--time", "0", self.name],
-            REMOVE_TIMEOUT,
-        )
+        argv = ["podman", "rm", "--force", "--ignore", "--volumes", "--time", "0", self.name]
+        try:
+            run(argv, REMOVE_TIMEOUT)
+        except CommandFailed as error:
+            # Where podman's own clean-up was killed half-way, the first attempt stumbles over what
+            # is gone already, and does the rest all the same.
+            log.warning("%s", error)
+            run(argv, REMOVE_TIMEOUT)
+
+    def last_words(self) -> str:
+        """The last line that the server wrote, one line; empty where there is none."""
+        try:
+            lines = run(["podman", "logs", "--tail", "5", self.name], QUERY_TIMEOUT, merge=True)
+        except CommandFailed:
+            return ""
+        written = [line.strip() for line in lines.splitlines() if line.strip()]
+        return written[-1][:300] if written else ""
 
 
 def criu_version() -> str:
@@ -137,6 +166,18 @@ def criu_version() -> str:
         return " ".join(run(["criu", "--version"], QUERY_TIMEOUT).split())
     except CommandFailed:
         return ""
+
+
+def _criu_error(path: Path) -> str:
+    """The first error in one of CRIU's logs: those after it are what it led to."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    # "(00.042017) Error (criu/files-reg.c:1234): what happened"
+    errors = [line.partition("Error ")[2] for line in lines if "Error " in line]
+    telling = [line for line in errors if "RLIMIT_NOFILE" not in line]
+    return telling[0][:300] if telling else ""
 
 
 def empty_directory(directory: Path) -> None:

@@ -172,7 +172,10 @@ class Lifecycle:
             self.tell("starting cold: waiting for the server's health")
             return self._wait_healthy(listen, self._model.start_timeout)
         except (CommandFailed, port.NoPort, engine.EngineDied, engine.EngineTimeout) as error:
-            raise StartFailed(str(error)) from None
+            words = self._container.last_words()
+            # Here and not after the unit's end: systemd would kill podman's own clean-up half-way.
+            self._container.remove()
+            raise StartFailed(f"{error}: {words}" if words else str(error)) from None
 
     def _wait_healthy(self, listen: int, timeout: float) -> Running:
         facts = self._container.inspect()

@@ -22,8 +22,11 @@ class CommandFailed(Exception):
         self.reason = reason
 
 
-def run(argv: Sequence[str], timeout: float | None = None) -> str:
-    """Run `argv`, return its standard output; CommandFailed or TimeoutExpired otherwise."""
+def run(argv: Sequence[str], timeout: float, *, merge: bool = False) -> str:
+    """Run `argv`, return its standard output; CommandFailed where it failed or took too long.
+
+    `merge`: standard error is part of the output.
+    """
     log.debug("+ %s", shlex.join(argv))
     env = {key: os.environ[key] for key in _PASSED if key in os.environ}
     env["LC_ALL"] = "C.UTF-8"
@@ -46,7 +49,8 @@ def run(argv: Sequence[str], timeout: float | None = None) -> str:
     log.debug("%s", stderr.strip())
     if done.returncode != 0:
         raise CommandFailed(argv, done.returncode, _reason(stderr))
-    return done.stdout.decode(errors="replace")
+    output = done.stdout + done.stderr if merge else done.stdout
+    return output.decode(errors="replace")
 
 
 def _reason(stderr: str) -> str:

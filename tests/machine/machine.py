@@ -77,7 +77,7 @@ class Machine:
                 self._end()
             keeper.sweep(self.name)
             self._lock.unlink()
-        if not any(keeper.RUN.iterdir()):
+        with contextlib.suppress(OSError):  # other machines have their files there
             keeper.RUN.rmdir()
 
     close = poweroff
@@ -111,6 +111,7 @@ class Machine:
             try:
                 with process.step(f"machine {self.name}: booting"):
                     leader = _ask(kept, plan.dump(), "ready")
+                # CRIU restores a container's hostname by sysctl; keeper.py says why only from now.
                 self._shell(leader, "mount -o remount,bind,rw /proc/sys")
                 self._install(leader)
                 _ask(kept, "keep", "kept")

@@ -178,7 +178,7 @@ def test_env_keeps_its_text_and_its_order() -> None:
         ("models: {a: {image: i}\n", "2:1", "expected"),
         ("models: *x\n", "1:9", "undefined alias"),
         ("models: {a: {image: i}}\n---\nb\n", "2:1", "another document"),
-        ("models:\n  é: {image: \x01}\n", "2:14", "control character"),
+        ("models:\n  e: {image: \x01}\n", "2:14", "control character"),
         ("models: &x {a: *x}\n", "1:13", "unknown key 'a' in model 'a'"),
     ],
 )  # fmt: skip
@@ -188,7 +188,7 @@ def test_each_mistake_is_told_with_its_place(text: str, place: str, words: str) 
     assert words in message
 
 
-@pytest.mark.parametrize("text", ["", "# nothing\n", "\n\n", "---\n"])
+@pytest.mark.parametrize("text", ["", "# nothing\n", "\n\n"])
 def test_empty_file_says_what_it_needs(text: str) -> None:
     assert "models" in refusal(text)
 

@@ -24,6 +24,7 @@ NEEDED = {
     "enable-external-masters": "",  # volumes are mounts that the host shares
     "timeout": "300",  # CRIU's own 10 s are too few for many gigabytes
 }
+_VALUED = {name: value for name, value in NEEDED.items() if value} | {"libdir": "/usr/lib/criu"}
 _SHORT_TIMEOUT = 60
 
 
@@ -94,38 +95,10 @@ def runtime(look: Look) -> Result:
 def options(look: Look) -> Result:
     """The runtime's CRIU file is there, CRIU takes all of it, and nothing is missing in it."""
     path = look.criu_file
-    name = path.rpartition("/")[2]
     if not (look.host.exists(path) or look.host.exists(criu_conf.DEFAULT)):
-        return fail(
-            name, f"{path} does not exist", f"write into it, a line each: {_lines(_missing(look))}"
-        )
-    if look.host.exists(path):
-        done = look.host.run(["criu", "check", "--config", path])
-        complaint = "" if done.status == 0 else _complaint(done.text)
-        if complaint:
-            return fail(
-                name,
-                f"{path}: {complaint}, so every checkpoint fails and its log stays empty",
-                _nearest(complaint, look) or "remove or correct that line",
-            )
-    missing = _missing(look)
-    if missing:
-        return fail(name, f"{path} lacks {_list(missing)}", f"add: {_lines(missing)}")
-    libdir = look.criu_options.get("libdir", "")
-    if libdir and not look.host.exists(libdir):
-        return fail(
-            name,
-            f"libdir={libdir} does not exist, and CRIU then dumps nothing",
-            f"mkdir {libdir}, or remove that line",
-        )
-    timeout = look.criu_options["timeout"]
-    if timeout.isdigit() and 0 < int(timeout) < _SHORT_TIMEOUT:
-        return warn(
-            name,
-            f"timeout={timeout} s is short for many gigabytes",
-            f"set timeout={NEEDED['timeout']} in {path}",
-        )
-    return ok(name, f"{path} has all that is needed")
+        return _no_file(look)
+    problem = _refused(look) or _lacking(look) or _doubtful(look)
+    return problem or ok(_name(path), f"{path} has all that is needed")
 
 
 def firewall(look: Look) -> Result:
@@ -140,10 +113,73 @@ def firewall(look: Look) -> Result:
     if missing:
         return fail(
             "network lock",
-            f"CRIU locks a container's network with {_list(missing)}, which is not here",
+            f"CRIU holds a container's network still by {_list(missing)}: not here",
             f"install iptables, or set network-lock=nftables in {look.criu_file}",
         )
     return ok("network lock", "iptables")
+
+
+def _no_file(look: Look) -> Result:
+    path = look.criu_file
+    text = f"{path} does not exist"
+    if path == criu_conf.DEFAULT:
+        text += f" ({criu_conf.CRUN} is read only by crun 1.26 with CRIU 4.2)"
+    wanted = _lines(_missing(look))
+    return fail(_name(path), text, f"write into it, a line each: {wanted}")
+
+
+def _refused(look: Look) -> Result | None:
+    path = look.criu_file
+    if not look.host.exists(path):
+        return None
+    done = look.host.run(["criu", "check", "--config", path])
+    complaint = "" if done.status == 0 else _complaint(done.text)
+    if not complaint:
+        return None
+    return fail(
+        _name(path),
+        f"{path}: {complaint}, so every checkpoint fails and its log stays empty",
+        _nearest(complaint, look) or "remove or correct that line",
+    )
+
+
+def _lacking(look: Look) -> Result | None:
+    path, here = look.criu_file, look.criu_options
+    # CRIU takes the next line for the value then, and says nothing.
+    empty = [name for name in _VALUED if here.get(name) == ""]
+    if empty:
+        return fail(
+            _name(path),
+            f"{path}: {_list(empty)} stands there without a value",
+            f"write {_lines({name: _VALUED[name] for name in empty})}",
+        )
+    missing = _missing(look)
+    if missing:
+        return fail(_name(path), f"{path} lacks {_list(missing)}", f"add: {_lines(missing)}")
+    libdir = here.get("libdir")
+    if libdir and not look.host.exists(libdir):
+        return fail(
+            _name(path),
+            f"libdir={libdir} does not exist, and CRIU then dumps nothing",
+            f"mkdir {libdir}, or remove that line",
+        )
+    return None
+
+
+def _doubtful(look: Look) -> Result | None:
+    timeout = look.criu_options["timeout"]
+    # 0 is for no limit.
+    if not timeout.isdigit() or not 0 < int(timeout) < _SHORT_TIMEOUT:
+        return None
+    return warn(
+        _name(look.criu_file),
+        f"timeout={timeout} s is short for many gigabytes",
+        f"set timeout={NEEDED['timeout']} in {look.criu_file}",
+    )
+
+
+def _name(path: str) -> str:
+    return path.rpartition("/")[2]
 
 
 def _broken(look: Look) -> str:

@@ -272,7 +272,7 @@ def _cdi(look: Look, wanted: list[str]) -> Result:
     lost = ", ".join(name for name in wanted if name not in named)
     if lost:
         text = f"{lost} is not in {', '.join(specs)}" if specs else f"no CDI file names {lost}"
-        return fail("devices", text, _GENERATE)
+        return fail("devices", text, f"{_GENERATE}, or correct 'gpus:' in {look.config_path}")
     for path, text in specs.items():
         others = set(re.findall(r"\.so\.(\d{3}\.\d+(?:\.\d+)?)\b", text)) - {look.driver}
         if look.driver and others:

@@ -46,8 +46,14 @@ class Done(NamedTuple):
 class Host:
     """This machine."""
 
+    def __init__(self) -> None:
+        self._hung: set[str] = set()
+
     def run(self, argv: Sequence[str]) -> Done:
         """Run a command as a model's unit would: same PATH, no input, English, a time limit."""
+        if argv[0] in self._hung:
+            # It would hang again, and its users have waited once.
+            return Done(124, "", f"{argv[0]} did not end within {TIMEOUT:.0f} s")
         env = {"PATH": UNIT_PATH, "HOME": os.environ.get("HOME", "/root"), "LC_ALL": "C.UTF-8"}
         # Files, because a pipe stays open as long as any descendant of a killed command lives.
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
@@ -66,6 +72,7 @@ class Host:
                 status = process.wait(TIMEOUT)
             except subprocess.TimeoutExpired:
                 _kill(process)
+                self._hung.add(argv[0])
                 return Done(124, "", f"{argv[0]} did not end within {TIMEOUT:.0f} s")
             out.seek(0)
             err.seek(0)

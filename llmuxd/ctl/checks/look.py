@@ -62,7 +62,8 @@ class Look:
     @cached_property
     def criu(self) -> Version:
         """CRIU's version; empty where there is no CRIU."""
-        done = self.host.run(["criu", "--version"])
+        # Without that option it reads its default file even for this, and dies of a mistake there.
+        done = self.host.run(["criu", "--no-default-config", "--version"])
         return version(done.out.partition("Version:")[2]) if done.status == 0 else ()
 
     @cached_property

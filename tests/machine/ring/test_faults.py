@@ -200,7 +200,7 @@ def test_a_server_that_cannot_start_is_refused_with_the_reason() -> None:
     configure({OPT: {"args": ["--no-such-option"]}, QWEN: {"args": ["--model", QWEN]}})
     answer = complete(OPT)
     assert answer.status == 503
-    assert "could not be started" in answer.json["error"]["message"]
+    assert "unrecognized arguments: --no-such-option" in answer.json["error"]["message"]
     assert int(answer.headers["Retry-After"]) > 0
     at_once = complete(OPT)
     assert at_once.status == 503 and "keeps failing" in at_once.json["error"]["message"]

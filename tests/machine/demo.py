@@ -1,0 +1,261 @@
+# SPDX-License-Identifier: MIT
+"""make demo: the machine, two real models, one endpoint on this host, and a tour of it."""
+
+import argparse
+import http.client
+import json
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from llmuxd import names
+from llmuxd.ctl import table
+
+from . import process, store
+from .errors import MachineError
+from .machine import Machine
+
+PORT = 4000
+# How long a cold start of a real server may take on a slow host, in seconds.
+PATIENCE = 600.0
+WANTED_GAIN = 6.0
+
+OPT = "facebook/opt-125m"
+GEMMA = "gemma-3-270m"
+GEMMA_SMALL = "gemma-3-270m-small"
+VLLM_IMAGE = "vllm"
+
+
+class StepFailed(MachineError):
+    """A step of the tour did not do what it says."""
+
+
+@dataclass
+class Times:
+    """Seconds of one model; `restore` has one entry a round."""
+
+    cold: float = 0.0
+    checkpoint: float = 0.0
+    restore: list[float] = field(default_factory=list)
+    park: float = 0.0
+    text: str = ""
+
+
+def main() -> int:
+    """Exit status 0 only if each step did what it says."""
+    parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
+    parser.add_argument("tour", nargs="?", choices=["once"], help="end after the tour")
+    arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    machine = Machine("demo")
+    try:
+        with process.step("demo: building and booting the machine"):
+            from . import host, parts
+
+            host.require_root()
+            host.install_tools()
+            parts.build(None)
+            machine.boot()
+        with machine.forward(PORT, PORT):
+            Tour(machine).run()
+            if arguments.tour is None:
+                _stay()
+    except MachineError as error:
+        process.say(f"error: {error}")
+        if error.hint:
+            process.say(f"hint: {error.hint}")
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    finally:
+        machine.poweroff()
+    return 0
+
+
+def _stay() -> None:
+    process.say("")
+    process.say(f"The models go on serving on http://127.0.0.1:{PORT}/v1 until Ctrl-C. In between:")
+    process.say("  curl http://127.0.0.1:4000/v1/models")
+    process.say("  LLMUX_MACHINE=demo python3 -m tests.machine run -- llmuxctl status")
+    process.say("  LLMUX_MACHINE=demo python3 -m tests.machine shell")
+    signal.pause()
+
+
+class Tour:
+    """Each step is a command that a user would type; each checks what came of it."""
+
+    def __init__(self, machine: Machine):
+        self._machine = machine
+        self._models = self._choose()
+        self._times = {model: Times() for model in self._models}
+        self._switch: dict[str, float] = {}
+
+    def run(self) -> None:
+        """The whole tour, and its table."""
+        self._say("systemctl start llmuxd")
+        self._sh("systemctl", "start", "llmuxd.socket", "llmuxd.service")
+        for model in self._models:
+            self._cold_checkpoint_restore(model)
+        self._back_and_forth()
+        self._by_busctl()
+        self._park()
+        process.say("")
+        process.say(self._sh("llmuxctl", "status"))
+        self._print_table()
+
+    def _choose(self) -> list[str]:
+        """One model of each engine; two of llama-server where vLLM could not be built."""
+        if store.entries()[VLLM_IMAGE].is_built:
+            return [OPT, GEMMA]
+        process.say("demo: vLLM could not be built here; both models are llama-server's")
+        self._machine.run(["cp", "/usr/src/llmuxd/tests/machine/llmux-llama.yaml",
+                           "/etc/llmux/llmux.yaml"])  # fmt: skip
+        return [GEMMA, GEMMA_SMALL]
+
+    def _cold_checkpoint_restore(self, model: str) -> None:
+        times = self._times[model]
+        times.cold, times.text = self._ask(model, "cold start")
+        times.checkpoint = self._timed(f"llmuxctl checkpoint {model}", "llmuxctl", "checkpoint",
+                                       model)  # fmt: skip
+        self._expect(self._state(model) == "checkpointed", f"{model} is not checkpointed")
+        seconds, text = self._ask(model, "restore")
+        times.restore.append(seconds)
+        self._same(model, text)
+        self._expect(self._way(model) == "restore", f"{model} was not restored but started cold")
+
+    def _back_and_forth(self) -> None:
+        first, second = self._models
+        for old, new in ((second, first), (first, second), (second, first)):
+            seconds, text = self._ask(new, f"switch from {old}", stream=new == first)
+            self._switch[f"HTTP: {old} -> {new}"] = seconds
+            self._same(new, text)
+            self._expect(self._state(old) == "checkpointed", f"{old} is not checkpointed")
+            self._expect(self._way(new) == "restore", f"{new} was not restored")
+
+    def _by_busctl(self) -> None:
+        first, second = self._models
+        call = ("busctl", "call", "org.llmux", "/Manager", "org.llmux.Manager", "Switch", "s")
+        begin = time.monotonic()
+        job = self._sh(*call, second).split('"')[1]
+        self._wait_for_state(second, "serving")
+        seconds = time.monotonic() - begin
+        self._say(f"busctl … Switch s {second}  ({job}): {seconds:.2f} s")
+        self._switch[f"busctl: {first} -> {second}"] = seconds
+
+    def _park(self) -> None:
+        model = self._models[1]
+        self._timed(f"llmuxctl park {model}", "llmuxctl", "park", model)
+        self._expect(self._state(model) == "parked", f"{model} is not parked")
+        self._times[model].park, text = self._ask(model, "thaw")
+        self._same(model, text)
+
+    def _print_table(self) -> None:
+        rows = []
+        for model, times in self._times.items():
+            restore = sorted(times.restore)[len(times.restore) // 2]
+            rows.append((
+                model, f"{times.cold:.2f}", f"{times.checkpoint:.2f}", f"{restore:.2f}",
+                f"1 : {times.cold / restore:.1f}", f"{times.park:.3f}" if times.park else "-",
+            ))  # fmt: skip
+        process.say("")
+        process.say("Seconds; cold and restore are from the request to the end of its answer.")
+        header = ("model", "cold", "checkpoint", "restore", "restore : cold", "from parked")
+        process.say(table.render(header, rows))
+        process.say("")
+        process.say(table.render(("full switch", "seconds"),
+                                 [(k, f"{v:.2f}") for k, v in self._switch.items()]))  # fmt: skip
+        if OPT in self._times:
+            times = self._times[OPT]
+            gain = times.cold / min(times.restore)
+            word = "met" if gain >= WANTED_GAIN else "missed"
+            process.say(
+                f"\ngoal restore faster than cold start (vLLM): {gain:.1f} times"
+                f" (wanted {WANTED_GAIN:g}): {word}"
+            )
+
+    def _ask(self, model: str, what: str, *, stream: bool = False) -> tuple[float, str]:
+        begin = time.monotonic()
+        text = _complete(model, stream=stream)
+        seconds = time.monotonic() - begin
+        self._say(f"POST /v1/completions {model} ({what}): {seconds:.2f} s {text!r:.60}")
+        return seconds, text
+
+    def _timed(self, what: str, *argv: str) -> float:
+        begin = time.monotonic()
+        self._sh(*argv)
+        seconds = time.monotonic() - begin
+        self._say(f"{what}: {seconds:.2f} s")
+        return seconds
+
+    def _same(self, model: str, text: str) -> None:
+        before = self._times[model].text
+        self._expect(text == before, f"{model} answered {text!r}, before it was {before!r}")
+
+    def _state(self, model: str) -> str:
+        return self._property(model, "State")
+
+    def _way(self, model: str) -> str:
+        return self._property(model, "ActivatedBy")
+
+    def _property(self, model: str, key: str) -> str:
+        path = names.object_path(model)
+        line = self._sh("busctl", "get-property", "org.llmux", path, "org.llmux.Model", key)
+        return line.split('"')[1]
+
+    def _wait_for_state(self, model: str, wanted: str) -> None:
+        self._until(lambda: self._state(model) == wanted, f"{model} never became {wanted}")
+
+    def _until(self, what: Callable[[], bool], else_: str) -> None:
+        end = time.monotonic() + PATIENCE
+        while not what():
+            self._expect(time.monotonic() < end, else_)
+            time.sleep(0.05)
+
+    def _sh(self, *argv: str) -> str:
+        return str(self._machine.run(list(argv)).stdout).rstrip("\n")
+
+    def _expect(self, good: bool, else_: str) -> None:
+        if not good:
+            raise StepFailed(else_, "journalctl in the machine: python3 -m tests.machine shell")
+
+    def _say(self, line: str) -> None:
+        process.say(f"tour: {line}")
+
+
+def _complete(model: str, *, stream: bool) -> str:
+    body = {
+        "model": model, "prompt": "Once upon a time", "max_tokens": 16, "temperature": 0,
+        "stream": stream,
+    }  # fmt: skip
+    connection = http.client.HTTPConnection("127.0.0.1", PORT, timeout=PATIENCE)
+    try:
+        connection.request(
+            "POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"}
+        )
+        response = connection.getresponse()
+        if response.status != http.HTTPStatus.OK:
+            raise StepFailed(f"{model}: {response.status} {response.read()!r}")
+        if not stream:
+            return str(json.loads(response.read())["choices"][0]["text"])
+        return "".join(_stream_texts(response))
+    except (OSError, http.client.HTTPException) as error:
+        raise StepFailed(f"{model}: {error}") from None
+    finally:
+        connection.close()
+
+
+def _stream_texts(response: http.client.HTTPResponse) -> list[str]:
+    texts = []
+    for line in response:
+        data = line.removeprefix(b"data: ").strip()
+        if line.startswith(b"data: ") and data != b"[DONE]":
+            event: dict[str, Any] = json.loads(data)
+            texts += [str(choice.get("text") or "") for choice in event["choices"]]
+    return texts
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: MIT
+"""Units without systemd: the same surface, and the helper's part of a unit's life as well."""
+
+import asyncio
+from collections import defaultdict
+from dataclasses import replace
+from pathlib import Path
+
+from dbus_next.aio import MessageBus
+
+from llmuxd import files, names
+from llmuxd.config import Config, ModelConfig
+from llmuxd.model.activation import Activation, Leave, Way, take_leave_order
+from llmuxd.model.checkpoint import Checkpoint, Identity
+from llmuxd.state import UnitStatus
+from llmuxd.units import Units
+
+UP = UnitStatus("active", "running", text="serving")
+DOWN = UnitStatus()
+FAILED = UnitStatus("failed", "failed", result="exit-code", text="it ran out of memory")
+
+
+def a_config(*models: ModelConfig, max_body: int = 1 << 20) -> Config:
+    """A configuration of these models."""
+    return Config(Path("llmux.yaml"), {model.name: model for model in models}, max_body)
+
+
+def a_model(name: str, *gpus: int, aliases: tuple[str, ...] = ()) -> ModelConfig:
+    """A model on these GPUs; on GPU 0 where none is named."""
+    return ModelConfig(name, "image", gpus=gpus or (0,), aliases=aliases)
+
+
+def an_activation(name: str, port: int, gpus: tuple[int, ...] = (0,)) -> Activation:
+    """What the helper writes for a unit that came up on `port`."""
+    return Activation(
+        model=name,
+        port=port,
+        definition="d",
+        checkpoint=True,
+        gpus=gpus,
+        way=Way.COLD,
+        seconds=0.5,
+    )
+
+
+class Gate:
+    """A place where a verb stops until the test lets it go on."""
+
+    def __init__(self) -> None:
+        self.reached = asyncio.Event()
+        self.opened = asyncio.Event()
+
+    async def passed(self) -> None:
+        self.reached.set()
+        await self.opened.wait()
+
+    def open(self) -> None:
+        self.opened.set()
+
+
+class FakeUnits(Units):
+    """Each verb is logged; `hold` stops one, `break_start` and `break_stop` make them fail."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        self.log: list[str] = []
+        self.ports: dict[str, int] = {}
+        self._gates: dict[str, list[Gate]] = defaultdict(list)
+        self._failing: dict[str, int] = defaultdict(int)
+        self._runs = 0
+
+    def hold(self, verb: str, name: str) -> Gate:
+        """Stop the next `verb` of the model half-way; verbs are start, stop, freeze, thaw."""
+        gate = Gate()
+        self._gates[f"{verb} {name}"].append(gate)
+        return gate
+
+    def break_verb(self, verb: str, name: str, times: int = 1_000_000) -> None:
+        """Let the next starts fail, or the next stops leave the unit as it is."""
+        self._failing[f"{verb} {name}"] = times
+
+    def mend_verb(self, verb: str, name: str) -> None:
+        """No failures any more."""
+        self._failing[f"{verb} {name}"] = 0
+
+    def by_hand(self, name: str, status: UnitStatus) -> None:
+        """Let systemd say this, without llmuxd's doing."""
+        self._set(name, status)
+
+    def up_by_hand(self, name: str) -> None:
+        """`systemctl start` of the operator's own."""
+        self._come_up(name)
+
+    def die(self, name: str, status: UnitStatus = FAILED) -> None:
+        """The server of the model ends by itself, and the helper cleans up."""
+        Activation.forget(name)
+        self._set(name, status)
+
+    async def attach(self, bus: MessageBus) -> None:
+        raise NotImplementedError
+
+    def detach(self) -> None:
+        raise NotImplementedError
+
+    async def close(self) -> None:
+        """Nothing runs."""
+
+    async def refresh(self, name: str) -> UnitStatus:
+        return self.status(name)
+
+    async def start(self, name: str) -> str:
+        self._set(name, UnitStatus("activating", "start", text="starting"))
+        if not await self._verb("start", name):
+            self._set(name, FAILED)
+            return "failed"
+        self._come_up(name)
+        return "done"
+
+    async def stop(self, name: str) -> str:
+        before = self.status(name)
+        if before.down:
+            return "done"
+        self._set(name, replace(before, active="deactivating"))
+        if not await self._verb("stop", name):
+            self._set(name, before)
+            return "failed"
+        if take_leave_order(name) is Leave.CHECKPOINT:
+            a_checkpoint(name, self.ports.get(name, 1)).save()
+        else:
+            Checkpoint.forget(name)
+        Activation.forget(name)
+        self._set(name, DOWN)
+        return "done"
+
+    async def freeze(self, name: str) -> None:
+        await self._verb("freeze", name)
+        self._set(name, replace(self.status(name), freezer="frozen"))
+
+    async def thaw(self, name: str) -> None:
+        await self._verb("thaw", name)
+        self._set(name, replace(self.status(name), freezer="running"))
+
+    async def _verb(self, verb: str, name: str) -> bool:
+        key = f"{verb} {name}"
+        self.log.append(key)
+        if self._gates[key]:
+            await self._gates[key].pop(0).passed()
+        else:
+            await asyncio.sleep(0)
+        if self._failing[key]:
+            self._failing[key] -= 1
+            return False
+        return True
+
+    def _come_up(self, name: str) -> None:
+        model = self.config.models.get(name)
+        gpus = model.gpus if model else (0,)
+        self._runs += 1  # each run has a length of its own, as in life
+        run = an_activation(name, self.ports.get(name, 1), gpus)
+        replace(run, seconds=run.seconds + self._runs).save()
+        self._set(name, UP)
+
+
+def a_checkpoint(name: str, port: int = 1) -> Checkpoint:
+    """The record of an image that is there."""
+    directory = files.state_root() / "images" / names.slug(name)
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "inventory.img").touch()
+    identity = Identity("d", "i", "m", "k", "c")
+    return Checkpoint(name, "c0ffee", port, identity, 1.0, 2.0, 3, str(directory))

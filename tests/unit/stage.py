@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: MIT
+"""A switcher that runs over fake units, and clients for it."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+
+from llmuxd.config import ModelConfig
+from llmuxd.jobs import Job
+from llmuxd.state import State
+from llmuxd.switcher import Switcher
+
+from .fake_units import FakeUnits, a_config
+
+
+class Client:
+    """One request: waits to be let in, then stays until it is told to end."""
+
+    def __init__(self, stage: "Stage", name: str):
+        self.name = name
+        self.admitted = asyncio.Event()
+        self.end = asyncio.Event()
+        self.port = 0
+        self.task = asyncio.create_task(self._run(stage), name=f"client of {name}")
+
+    async def _run(self, stage: "Stage") -> None:
+        async with stage.switcher.request(self.name) as backend:
+            self.port = backend.port
+            stage.served.append(self.name)
+            self.admitted.set()
+            await self.end.wait()
+
+    async def finish(self) -> None:
+        """The answer is complete."""
+        self.end.set()
+        await self.task
+
+    async def leave(self) -> None:
+        """The client goes away."""
+        self.task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self.task
+
+    async def error(self) -> Exception:
+        """What it was refused with."""
+        try:
+            await self.task
+        except Exception as error:
+            return error
+        raise AssertionError("it was served")
+
+
+class Stage:
+    """What a test needs in hand."""
+
+    def __init__(self, *models: ModelConfig):
+        self.config = a_config(*models)
+        self.units = FakeUnits(self.config)
+        self.switcher = Switcher(self.config, self.units)
+        self.served: list[str] = []
+        self.jobs: list[Job] = []
+        self.ended: list[Job] = []
+        self._clients: list[Client] = []
+        self._changed = asyncio.Event()
+        self.switcher.on_model = lambda name: self._changed.set()
+        self.switcher.jobs.on_changed = lambda job: self._changed.set()
+        self.switcher.jobs.on_removed = self._job_removed
+
+    def _job_removed(self, job: Job) -> None:
+        self.ended.append(job)
+        self._changed.set()
+
+    def client(self, name: str) -> Client:
+        """Begin a request."""
+        client = Client(self, name)
+        self._clients.append(client)
+        return client
+
+    async def ask(self, name: str) -> None:
+        """One short request, from its begin to its end."""
+        client = self.client(name)
+        client.end.set()
+        await client.task
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait for what is told by an event."""
+        while not condition():
+            self._changed.clear()
+            await self._changed.wait()
+
+    async def until_state(self, name: str, state: State) -> None:
+        """Wait until the model's state is this."""
+        await self.until(lambda: self.switcher.state(name) is state)
+
+    async def until_idle(self) -> None:
+        """Wait until no model is on its way."""
+        await self.until(lambda: not self.moving())
+
+    def moving(self) -> list[str]:
+        """The models that have a transition."""
+        names = self.switcher.names()
+        return [name for name in names if self.switcher.model(name).transition is not None]
+
+    async def result(self, job: Job) -> str:
+        """How the job ended."""
+        await self.until(lambda: job in self.ended)
+        return str(job.result)
+
+    def reload(self, *models: ModelConfig) -> None:
+        """As if llmux.yaml had other models now."""
+        self.units.config = a_config(*models)
+        self.switcher.reload(self.units.config)
+
+    async def settle(self) -> None:
+        """Let everything happen that can happen without an event from outside."""
+        for _ in range(50):
+            await asyncio.sleep(0)
+
+    async def close(self) -> None:
+        for client in self._clients:
+            client.task.cancel()
+        await asyncio.gather(*(client.task for client in self._clients), return_exceptions=True)
+
+
+@contextlib.asynccontextmanager
+async def on_stage(*models: ModelConfig, run: bool = True) -> AsyncIterator[Stage]:
+    """A running switcher; everything ends with the block."""
+    stage = Stage(*models)
+    loop = asyncio.create_task(stage.switcher.run()) if run else None
+    try:
+        yield stage
+    finally:
+        await stage.close()
+        await stage.switcher.close()
+        if loop is not None:
+            if loop.done():
+                loop.result()
+            loop.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await loop
