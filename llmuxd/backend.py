@@ -8,6 +8,10 @@ import aiohttp
 KEEPALIVE = 3.0
 
 
+class BackendGone(ConnectionError):
+    """The server left before the request was sent: it can be sent again."""
+
+
 class Backend:
     """`http://127.0.0.1:PORT`, with its own connection pool.
 
@@ -21,10 +25,13 @@ class Backend:
         self._session: aiohttp.ClientSession | None = None
         self._users = 0
         self._retired = False
+        self._closed = False
 
     @property
     def session(self) -> aiohttp.ClientSession:
         """The pool; bytes pass as they are, without limits of count or time."""
+        if self._closed:
+            raise BackendGone("the model's server has left")
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE),
@@ -51,6 +58,6 @@ class Backend:
 
     async def close(self) -> None:
         """Close every connection, and cut what runs on it."""
+        self._closed = True
         if self._session is not None:
             await self._session.close()
-            self._session = None

@@ -131,7 +131,8 @@ def parse(text: str, path: Path) -> Config:
         where = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
         raise ConfigInvalid(f"{where}: {error.problem or error.context}") from None
     except yaml.reader.ReaderError as error:
-        before = text[: error.position]
+        # libyaml counts bytes.
+        before = text.encode()[: error.position].decode(errors="ignore")
         where = f"{path}:{before.count(chr(10)) + 1}:{len(before) - before.rfind(chr(10))}"
         raise ConfigInvalid(f"{where}: {error.reason}") from None
     if root is None:

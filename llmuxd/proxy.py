@@ -11,7 +11,7 @@ import aiohttp
 from aiohttp import web
 from multidict import CIMultiDict, CIMultiDictProxy
 
-from .backend import Backend
+from .backend import Backend, BackendGone
 from .errors import BackendLost, BadRequest, BodyTooLarge, Internal, LlmuxError
 from .state import State
 from .switcher import Switcher
@@ -88,12 +88,12 @@ class Proxy:
             body = json.dumps(payload | {"model": name}).encode()
         try:
             return await self._serve(request, name, body)
-        except aiohttp.ClientConnectorError:
+        except (aiohttp.ClientConnectorError, BackendGone):
             # It never had the request: its server died, and systemd has not told yet.
             pass
         try:
             return await self._serve(request, name, body)
-        except aiohttp.ClientConnectorError as error:
+        except (aiohttp.ClientConnectorError, BackendGone) as error:
             raise _lost(error) from None
 
     async def _serve(self, request: web.Request, name: str, body: bytes) -> web.StreamResponse:
@@ -104,6 +104,8 @@ class Proxy:
                 # Any other error is ours, such as too many open files: the server is well.
                 if error.os_error.errno == errno.ECONNREFUSED:
                     await self._switcher.lost(name, backend)
+                raise
+            except BackendGone:
                 raise
             except (aiohttp.ClientError, OSError) as error:
                 raise _lost(error) from None

@@ -241,8 +241,8 @@ class Switcher:
         self._kick()
 
     async def run(self) -> None:
-        """Decide and act whenever something changed, until cancelled."""
-        while True:
+        """Decide and act whenever something changed, until closed."""
+        while not self._stopping:
             timeout = self._step()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), timeout)
@@ -251,6 +251,7 @@ class Switcher:
     async def close(self) -> None:
         """Stop deciding; units stay as they are."""
         self._stopping = True
+        self._kick()
         for model in self._models.values():
             self._refuse_all(model, Stopping("llmuxd is stopping"))
         await self.jobs.close()
@@ -498,7 +499,13 @@ class Switcher:
             )
 
     async def _drop(self, model: Model) -> None:
-        await self._command(model, self._out(model, Leave.STOP))
+        while model.removed:
+            try:
+                await self._command(model, self._out(model, Leave.STOP))
+                break
+            except LlmuxError as error:
+                log.error("%s was removed and does not leave: %s", model.name, error)
+                await asyncio.sleep(LEAVE_AGAIN)
         if model.removed:
             self._models.pop(model.name, None)
             self.on_model(model.name)

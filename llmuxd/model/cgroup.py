@@ -26,15 +26,52 @@ def kill_others() -> None:
                         os.kill(int(pid), signal.SIGKILL)
 
 
+def gather(pid: int) -> None:
+    """Bring all processes of the container whose first process is `pid` into its cgroup.
+
+    With CRIU's manage-cgroups=ignore a restore leaves the first one's children in the cgroup of
+    whoever called podman; the next dump freezes the container's cgroup only and fails on them
+    (`Unseizable non-zombie`).
+    """
+    unit = _unit_directory()
+    payload = _directory_of(pid)
+    if unit is None or payload is None or payload == unit or unit not in payload.parents:
+        return
+    namespace = _pid_namespace(pid)
+    for procs in unit.rglob("cgroup.procs"):
+        if procs.parent == payload or payload in procs.parents:
+            continue
+        for other in procs.read_text(encoding="ascii").split():
+            if _pid_namespace(int(other)) == namespace:
+                with contextlib.suppress(ProcessLookupError):
+                    (payload / "cgroup.procs").write_text(other, encoding="ascii")
+
+
+def _pid_namespace(pid: int) -> str:
+    try:
+        return str(Path(f"/proc/{pid}/ns/pid").readlink())
+    except OSError:
+        return f"gone {pid}"
+
+
 def _unit_directory() -> Path | None:
     """The cgroup of the llmux-model@ unit that this process runs in; None outside of one."""
-    own = Path("/proc/self/cgroup").read_text(encoding="ascii")
-    for line in own.splitlines():
+    own = _directory_of(os.getpid())
+    # podman moves its callers to a subgroup of the unit's.
+    for directory in [own, *own.parents] if own is not None else []:
+        if directory.name.endswith(".service"):
+            return directory
+    return None
+
+
+def _directory_of(pid: int) -> Path | None:
+    """The cgroup of a process, in the hierarchy of version 2; None where the process is gone."""
+    try:
+        lines = Path(f"/proc/{pid}/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    for line in lines:
         hierarchy, _, path = line.split(":", 2)
-        if hierarchy != "0":
-            continue
-        # podman moves its callers to a subgroup of the unit's.
-        for directory in [Path(path), *Path(path).parents]:
-            if directory.name.endswith(".service"):
-                return ROOT / directory.relative_to("/")
+        if hierarchy == "0":
+            return ROOT / path.lstrip("/")
     return None

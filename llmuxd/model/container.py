@@ -29,6 +29,7 @@ class Facts:
     id: str
     image_id: str
     running: bool
+    pid: int
     conmon_pid: int
     userdata: Path
 
@@ -62,6 +63,7 @@ class Container:
             id=raw["Id"],
             image_id=raw["Image"],
             running=state["Status"] in ("running", "paused", "stopping"),
+            pid=int(state.get("Pid") or 0),
             conmon_pid=int(state.get("ConmonPid") or 0),
             userdata=Path(raw["StaticDir"]),
         )

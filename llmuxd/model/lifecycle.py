@@ -181,6 +181,7 @@ class Lifecycle:
         facts = self._container.inspect()
         if facts is None or not facts.running:
             raise engine.EngineDied("the container ended at once")
+        cgroup.gather(facts.pid)
         engine.wait_healthy(self._model, listen, facts.conmon_pid, timeout)
         return Running(listen, facts.conmon_pid)
 

@@ -172,7 +172,9 @@ class RecordedHost(Host):
         text = f"Version: {version}\nGitID: v{version}\n"
         self.commands["criu --no-default-config --version"] = Done(0, text)
 
-    def units(self, socket: str = SOCKET_UNIT, daemon: str = DAEMON_UNIT, model: str = MODEL_UNIT):  # type: ignore[no-untyped-def]
+    def units(
+        self, socket: str = SOCKET_UNIT, daemon: str = DAEMON_UNIT, model: str = MODEL_UNIT
+    ) -> None:
         keys = "LoadState,LoadError,ActiveState,UnitFileState,Listen,ExecStart,NeedDaemonReload"
         wanted = "llmuxd.socket llmuxd.service llmux-model@check.service"
         self.commands[f"systemctl show --property={keys} -- {wanted}"] = Done(
@@ -905,7 +907,7 @@ def record(cpu: RecordedHost, model: str, size: int, there: bool) -> None:
         cpu.files[f"/c/{model}/inventory.img"] = ""
 
 
-def test_disk_by_guess(cpu: RecordedHost, gpu: RecordedHost) -> None:
+def test_disk_by_guess(gpu: RecordedHost) -> None:
     told(gpu, "disk", Status.OK, "2 checkpoints take 60.0G (a guess for 2: 30.0G each)")
     gpu.free = 40 * GIB
     told(gpu, "disk", Status.WARN, "has 40.0G for them", "free some space")

@@ -8,7 +8,7 @@ from llmuxd.model.process import CommandFailed, _reason, run
 NOFILE = "Error (criu/util.c:1): Can't setup RLIMIT_NOFILE for self: Operation not permitted"
 
 
-def python(code: str, timeout: float | None = None) -> str:
+def python(code: str, timeout: float = 9.0) -> str:
     return run([sys.executable, "-S", "-E", "-c", code], timeout)
 
 
@@ -43,7 +43,7 @@ def test_output_that_is_not_text_is_no_crash() -> None:
 
 def test_missing_program() -> None:
     with pytest.raises(CommandFailed, match="No such file") as caught:
-        run(["/nowhere/podman", "ps"])
+        run(["/nowhere/podman", "ps"], 9.0)
     assert caught.value.status == 127
 
 

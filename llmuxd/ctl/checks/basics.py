@@ -70,14 +70,13 @@ def podman(look: Look) -> Result:
         )
     text = look.podman_text("version", "Version")
     number = version(text)
-    host = look.podman.get("host") or {}
-    if host.get("serviceIsRemote"):
+    if look.podman_value("host", "serviceIsRemote"):
         return fail(
             "podman",
             f"{text} talks to another host's service",
             "remove the remote connection from containers.conf (podman system connection list)",
         )
-    if (host.get("security") or {}).get("rootless"):
+    if look.podman_value("host", "security", "rootless"):
         return fail(
             "podman", f"{text} runs rootless, where it cannot checkpoint", "run podman as root"
         )

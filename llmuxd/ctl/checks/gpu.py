@@ -22,6 +22,7 @@ PLUGIN = "cuda_plugin.so"
 PLUGIN_PLACES = ("/usr/lib/criu", "/usr/lib64/criu", "/usr/libexec/criu", "/usr/local/lib/criu")
 _CDI_PLACES = ("/etc/cdi", "/var/run/cdi")
 _GENERATE = "nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml"
+_ALLOW = "SCMP_ACT_ALLOW"
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -221,20 +222,17 @@ def _unconfined(model: config.ModelConfig) -> bool:
 
 
 def _seccomp_blocks(look: Look) -> bool:
-    security = (look.podman.get("host") or {}).get("security") or {}
-    profile = look.host.read(str(security.get("seccompProfilePath") or ""))
+    if not look.podman_value("host", "security", "seccompEnabled"):
+        return False
+    path = look.podman_text("host", "security", "seccompProfilePath")
     try:
-        rules = json.loads(profile or "")
-    except ValueError:
+        rules = json.loads(look.host.read(path) or "")
+        allowed = [
+            name for rule in rules["syscalls"] if rule["action"] == _ALLOW for name in rule["names"]
+        ]
+        return rules["defaultAction"] != _ALLOW and "io_uring_setup" not in allowed
+    except (ValueError, TypeError, LookupError):
         return False
-    if not security.get("seccompEnabled") or not isinstance(rules, dict):
-        return False
-    allowed = [
-        rule for rule in rules.get("syscalls") or [] if rule.get("action") == "SCMP_ACT_ALLOW"
-    ]
-    return rules.get("defaultAction") != "SCMP_ACT_ALLOW" and not any(
-        "io_uring_setup" in (rule.get("names") or []) for rule in allowed
-    )
 
 
 def _plugin_place(look: Look) -> str:
@@ -285,7 +283,7 @@ def _cdi(look: Look, wanted: list[str]) -> Result:
 
 
 def _specs(look: Look) -> dict[str, str]:
-    places = (look.podman.get("host") or {}).get("cdiSpecDirs") or _CDI_PLACES
+    places = look.podman_value("host", "cdiSpecDirs") or _CDI_PLACES
     paths = [
         path
         for place in places

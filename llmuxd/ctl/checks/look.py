@@ -52,11 +52,16 @@ class Look:
             return {}
         return value if isinstance(value, dict) else {}
 
-    def podman_text(self, *keys: str) -> str:
-        """One text of it by its path of keys; empty where there is none."""
+    def podman_value(self, *keys: str) -> Any:
+        """One value of it by its path of keys; None where there is none."""
         value: Any = self.podman
         for key in keys:
             value = value.get(key) if isinstance(value, dict) else None
+        return value
+
+    def podman_text(self, *keys: str) -> str:
+        """The same for a text, which is empty where there is none."""
+        value = self.podman_value(*keys)
         return value if isinstance(value, str) else ""
 
     @cached_property
