@@ -16,9 +16,6 @@ UNITS = llmuxd.service llmuxd.socket llmux-model@.service
 FILL  = sed -e 's|@bindir@|$(BINDIR)|g' -e 's|@libexecdir@|$(LIBEXECDIR)|g' \
 	-e 's|@python@|$(PYTHON)|g'
 
-VENV = .venv
-IN   = $(VENV)/bin
-
 .PHONY: all
 all:
 	@echo "make demo    boots a throw-away machine with two models on 127.0.0.1:4000"
@@ -49,6 +46,11 @@ install-files:
 	install -D -m 644 LICENSE $(DESTDIR)$(DATADIR)/licenses/llmuxd/LICENSE
 	test -e $(DESTDIR)$(SYSCONFDIR)/llmux/llmux.yaml || \
 		install -m 644 packaging/llmux.yaml $(DESTDIR)$(SYSCONFDIR)/llmux/llmux.yaml
+
+# Lint, types and every ring of tests; RINGS="tools lint unit" picks some.
+.PHONY: check
+check:
+	$(PYTHON) tests/rings.py $(RINGS)
 
 # The throw-away machine with two real models on 127.0.0.1:4000; TOUR=once ends after the tour.
 .PHONY: demo

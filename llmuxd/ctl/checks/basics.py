@@ -63,7 +63,7 @@ def cgroups(look: Look) -> Result:
 def podman(look: Look) -> Result:
     """A podman that works for root and is new enough."""
     if look.host.which("podman") is None:
-        return fail("podman", "not installed", "install podman 4.4 or newer")
+        return fail("podman", "not installed", f"install podman {dotted(PODMAN_MINIMUM)} or newer")
     if not look.podman:
         return fail(
             "podman", f"does not work: {look.podman_info.reason}", "make 'podman info' work first"

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: MIT
+"""make check: lint, types and every ring of tests, each with the seconds that it took.
+
+Installs what it needs: a virtual environment of the distribution's Python for the rings on this
+host, the throw-away machine for the others. Standard library only.
+"""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+TOP = Path(__file__).resolve().parents[1]
+VENV = TOP / ".venv"
+PYTHON = "/usr/bin/python3"
+REQUIREMENTS = TOP / "tests" / "requirements.txt"
+MACHINE = "check"
+THERE = "/usr/src/llmuxd"
+
+# The command, or file, that tells that a Debian package is there.
+PACKAGES = {
+    "/usr/include/systemd/sd-bus.h": "libsystemd-dev",
+    "/usr/bin/pkg-config": "pkg-config",
+    "/usr/bin/gcc": "gcc",
+    "/usr/bin/dbus-daemon": "dbus-daemon",
+    "/usr/bin/systemd-escape": "systemd",
+    "/usr/lib/python3/dist-packages/pip": "python3-pip",
+    "/usr/share/doc/python3-venv": "python3-venv",
+    "/usr/share/doc/python3-dev": "python3-dev",
+}
+
+
+class Red(Exception):
+    """A ring failed; it has said why."""
+
+
+def main() -> int:
+    """Exit status 0 only if every ring is green; a red one does not keep the next from running."""
+    names = sys.argv[1:] or list(RINGS)
+    taken: list[tuple[str, float, bool]] = []
+    for name in names:
+        print(f"=== {name}", flush=True)
+        begin = time.monotonic()
+        green = True
+        try:
+            RINGS[name]()
+        except Red as error:
+            print(f"{name}: {error}", flush=True)
+            green = False
+        taken.append((name, time.monotonic() - begin, green))
+        if name == "tools" and not green:
+            break
+    print("=== seconds")
+    for name, seconds, green in taken:
+        print(f"{name:8} {seconds:7.1f}  {'green' if green else 'RED'}")
+    failed = sum(not green for _, _, green in taken)
+    print(f"rings: {len(taken) - failed} passed, {failed} failed")
+    return 1 if failed else 0
+
+
+def tools() -> None:
+    """What the rings on this host need."""
+    missing = sorted({package for path, package in PACKAGES.items() if not Path(path).exists()})
+    if missing:
+        environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
+        sh(["apt-get", "-q", "update"], environment)
+        install = ["apt-get", "-q", "install", "--yes", "--no-install-recommends", *missing]
+        sh(install, environment)
+    mark = VENV / "made-of"
+    recipe = hashlib.sha256(REQUIREMENTS.read_bytes()).hexdigest()
+    if mark.exists() and mark.read_text(encoding="ascii") == recipe:
+        return
+    shutil.rmtree(VENV, ignore_errors=True)
+    sh([PYTHON, "-m", "venv", str(VENV)])
+    sh([str(VENV / "bin/pip"), "install", "--quiet", "wheel", "-r", str(REQUIREMENTS)])
+    mark.write_text(recipe, encoding="ascii")
+
+
+def lint() -> None:
+    """ruff, and that the shell of .ci/run parses."""
+    sh([venv("ruff"), "check", "."])
+    sh([venv("ruff"), "format", "--check", "--quiet", "."])
+    sh(["bash", "-n", ".ci/run"])
+
+
+def types() -> None:
+    """mypy --strict."""
+    sh([venv("mypy")])
+
+
+def unit() -> None:
+    """Milliseconds each, no bus and no systemd, on the distribution's Python of this host."""
+    pytest("tests/unit")
+
+
+def bus() -> None:
+    """A private dbus-daemon with the shipped policy, and mocks of systemd."""
+    pytest("tests/bus")
+
+
+def machine() -> None:
+    """Real systemd, dbus-broker, podman, CRIU and engines; the other rings again on its Python."""
+    environment = os.environ | {"LLMUX_MACHINE": MACHINE, "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [PYTHON, "-m", "tests.machine"]
+    script = (
+        f"cd {THERE} && export PYTHONDONTWRITEBYTECODE=1 &&"
+        " python3 -P -m pytest -q -p no:cacheprovider tests/unit tests/bus &&"
+        " python3 -P -m pytest -q -p no:cacheprovider --durations=10 tests/machine/ring"
+    )
+    # What was left of an earlier run would be tested instead of this checkout.
+    sh([*command, "poweroff"], environment)
+    try:
+        sh([*command, "boot"], environment)
+        sh([*command, "run", "--", "sh", "-c", script], environment)
+    finally:
+        subprocess.run([*command, "poweroff"], cwd=TOP, env=environment, check=False)
+
+
+def pytest(*paths: str) -> None:
+    """Run tests on the host, with the repository's root not on the path: it has a dbus/ folder."""
+    sh([venv("python"), "-P", "-m", "pytest", "-q", *paths])
+
+
+def venv(program: str) -> str:
+    """A program of the virtual environment."""
+    return str(VENV / "bin" / program)
+
+
+def sh(argv: list[str], environment: dict[str, str] | None = None) -> None:
+    """Run a command in the repository's root, its output passed through."""
+    done = subprocess.run(argv, cwd=TOP, env=environment, stdin=subprocess.DEVNULL, check=False)
+    if done.returncode:
+        raise Red(f"{' '.join(argv[:6])} … ended with {done.returncode}")
+
+
+RINGS: dict[str, Callable[[], None]] = {
+    "tools": tools,
+    "lint": lint,
+    "types": types,
+    "unit": unit,
+    "bus": bus,
+    "machine": machine,
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
