@@ -15,7 +15,7 @@ from pathlib import Path
 
 import yaml
 
-from . import names
+from . import files, names
 from .errors import ConfigInvalid, InvalidName, NoSuchModel
 
 DEFAULT_PATH = Path("/etc/llmux/llmux.yaml")
@@ -106,6 +106,25 @@ def nearest(word: str, known: list[str]) -> str:
     """`did you mean …?` for the closest of `known`; empty where none is close."""
     close = difflib.get_close_matches(word, known, n=1)
     return f"did you mean {close[0]!r}?" if close else ""
+
+
+def point_units_to(path: Path) -> None:
+    """Have the models' units read the file that this llmuxd was given."""
+    link = _link()
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.unlink(missing_ok=True)
+    if path != DEFAULT_PATH:
+        link.symlink_to(path.absolute())
+
+
+def current_path() -> Path:
+    """The file that the running llmuxd was given, for who is started by it."""
+    link = _link()
+    return link.readlink() if link.is_symlink() else DEFAULT_PATH
+
+
+def _link() -> Path:
+    return files.runtime_root() / "llmux.yaml"
 
 
 def load(path: Path) -> Config:

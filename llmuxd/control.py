@@ -278,7 +278,7 @@ class Control:
         self._seen: dict[str, dict[str, Any]] = {}
         self._bus: MessageBus | None = None
         logging.getLogger().addFilter(_is_no_answer)
-        switcher.on_model = self.model_changed
+        switcher.listeners.append(self.model_changed)
         switcher.jobs.on_new = self._job_new
         switcher.jobs.on_changed = self._job_changed
         switcher.jobs.on_removed = self._job_removed

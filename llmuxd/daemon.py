@@ -20,6 +20,7 @@ from . import config
 from .control import Control
 from .errors import ConfigInvalid, LlmuxError
 from .proxy import Proxy
+from .state import State
 from .switcher import Switcher
 from .units import Units
 
@@ -42,12 +43,14 @@ class Daemon:
         self._tasks: list[asyncio.Task[None]] = []
         self._stop = asyncio.Event()
         self._failure: BaseException | None = None
+        self._status = ""
 
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT; requests in flight end first."""
         try:
             await self._serve()
         finally:
+            config.point_units_to(config.DEFAULT_PATH)
             await self._units.close()
         if self._failure is not None:
             raise self._failure
@@ -58,13 +61,16 @@ class Daemon:
             loop.add_signal_handler(number, self._stop.set)
         loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
         sockets = listening_sockets(self._port)
+        config.point_units_to(self._path)
         bus = await self._connect()
         await self._switcher.adopt()
         self._own(self._switcher.run(), "switcher")
         self._own(self._keep_connected(bus), "bus")
         self._own(self._watchdog(), "watchdog")
         await self._proxy.start(sockets)
-        self._notify(f"READY=1\nSTATUS={len(self._switcher.names())} models")
+        self._notify("READY=1")
+        self._switcher.listeners.append(self._tell)
+        self._tell("")
         log.info("serving %d models", len(self._switcher.names()))
         await self._stop.wait()
         await self._shut_down()
@@ -127,6 +133,15 @@ class Daemon:
         while interval:
             self._notify("WATCHDOG=1")
             await asyncio.sleep(interval)
+
+    def _tell(self, name: str) -> None:
+        """Keep `systemctl status llmuxd` true."""
+        serving = [n for n in self._switcher.names() if self._switcher.state(n) is State.SERVING]
+        status = f"{len(self._switcher.names())} models, serving: {', '.join(serving) or 'none'}"
+        # Only what changed: PID 1 may be slow to read, and the socket to it blocks when full.
+        if status != self._status:
+            self._status = status
+            self._notify(f"STATUS={status}")
 
     def _own(self, work: Coroutine[Any, Any, None], name: str) -> None:
         task = asyncio.create_task(work, name=name)

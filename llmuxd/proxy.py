@@ -2,12 +2,14 @@
 """The HTTP endpoint: reads which model a request names, has it serve, passes bytes through."""
 
 import errno
+import io
 import json
 import logging
 import socket
 from collections.abc import Awaitable, Callable
 
 import aiohttp
+import yarl
 from aiohttp import web
 from multidict import CIMultiDict, CIMultiDictProxy
 
@@ -143,17 +145,31 @@ class Proxy:
         async def once() -> aiohttp.ClientResponse:
             return await backend.session.request(
                 request.method,
-                backend.endpoint + request.raw_path,
-                data=body,
+                # As it was sent, without a second opinion on what needs quoting.
+                yarl.URL(backend.endpoint + request.raw_path, encoded=True),
+                data=io.BytesIO(body),
                 headers=headers,
                 allow_redirects=False,
             )
 
         try:
             return await once()
-        except aiohttp.ServerDisconnectedError:
-            # The server closed an idle connection just as it was used: it never saw the request.
-            return await once()
+        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
+            if isinstance(error, aiohttp.ClientConnectorError) or not _was_closed(error):
+                raise
+            # Most likely the server closed an idle connection just as it was used. Where it died
+            # of this very request instead, the connection is refused, and that is the end of it.
+            try:
+                return await once()
+            except aiohttp.ClientConnectorError:
+                raise _lost(error) from None
+
+
+def _was_closed(error: aiohttp.ClientError) -> bool:
+    """Whether the other side closed the connection before it answered."""
+    if isinstance(error, aiohttp.ServerDisconnectedError):
+        return True
+    return isinstance(error, OSError) and error.errno in (errno.ECONNRESET, errno.EPIPE)
 
 
 def _lost(error: Exception) -> BackendLost:

@@ -83,12 +83,12 @@ class Model:
 
 
 class Switcher:
-    """All models. `on_model` is told the name of a model when something of it changed."""
+    """All models. Each of `listeners` is told the name of a model when something of it changed."""
 
     def __init__(self, config: Config, units: Units):
         self.config = config
         self.jobs = Jobs()
-        self.on_model: Callable[[str], None] = lambda name: None
+        self.listeners: list[Callable[[str], None]] = []
         self._units = units
         self._units.changed = self._unit_changed
         self._models = {name: Model(model) for name, model in config.models.items()}
@@ -346,14 +346,14 @@ class Switcher:
         model.in_flight += 1
         model.idle.clear()
         model.last_used = time.time()
-        self.on_model(model.name)
+        self._tell(model.name)
 
     def _leave_flight(self, model: Model) -> None:
         model.in_flight -= 1
         model.last_used = time.time()
         if model.in_flight == 0:
             model.idle.set()
-        self.on_model(model.name)
+        self._tell(model.name)
 
     def _refuse_if_failing(self, model: Model) -> None:
         wait = model.may_start_at - time.monotonic()
@@ -508,7 +508,7 @@ class Switcher:
                 await asyncio.sleep(LEAVE_AGAIN)
         if model.removed:
             self._models.pop(model.name, None)
-            self.on_model(model.name)
+            self._tell(model.name)
 
     # What is seen
 
@@ -557,8 +557,12 @@ class Switcher:
             await backend.close()
 
     def _changed(self, model: Model) -> None:
-        self.on_model(model.name)
+        self._tell(model.name)
         self._kick()
+
+    def _tell(self, name: str) -> None:
+        for listener in self.listeners:
+            listener(name)
 
     def _kick(self) -> None:
         self._wake.set()

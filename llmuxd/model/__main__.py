@@ -19,13 +19,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="llmux-model", description=__doc__)
     parser.add_argument("verb", choices=["start", "stop", "clean-up"])
     parser.add_argument("instance", help="the unit's instance (%%i), as systemd-escape writes it")
-    parser.add_argument("-c", "--config", type=Path, default=config.DEFAULT_PATH)
+    parser.add_argument("-c", "--config", type=Path, default=None)
     parser.add_argument("-v", "--verbose", action="store_true")
     arguments = parser.parse_args()
     journal.set_up(verbose=arguments.verbose)
     try:
         name = names.unescape(arguments.instance)
-        model = _model(name, arguments.config, arguments.verb)
+        model = _model(name, arguments.config or config.current_path(), arguments.verb)
     except LlmuxError as error:
         log.error("%s", error)
         return 2

@@ -62,7 +62,7 @@ class Stage:
         self.ended: list[Job] = []
         self._clients: list[Client] = []
         self._changed = asyncio.Event()
-        self.switcher.on_model = lambda name: self._changed.set()
+        self.switcher.listeners.append(lambda name: self._changed.set())
         self.switcher.jobs.on_changed = lambda job: self._changed.set()
         self.switcher.jobs.on_removed = self._job_removed
 

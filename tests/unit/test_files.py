@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,7 @@ def test_new_content_is_on_disk_before_it_takes_the_name(
         seen.append(Path(f"/proc/self/fd/{fd}").resolve().read_text())
         assert files.read_json(path) == {"n": 1}
 
-    monkeypatch.setattr(files.os, "fsync", fsync)
+    monkeypatch.setattr(os, "fsync", fsync)
     files.write_json(path, {"n": 2})
     assert [json.loads(text) for text in seen] == [{"n": 2}]
     assert files.read_json(path) == {"n": 2}

@@ -5,10 +5,12 @@ import json
 import signal
 import subprocess
 import threading
+from pathlib import Path
 
 from llmuxd import names
 
 from .guest import (
+    FAKE,
     OPT,
     QWEN,
     Answer,
@@ -147,3 +149,36 @@ def test_others_may_look_and_not_touch() -> None:
         )  # fmt: skip
         assert "denied" in said.lower() or "rejected" in said.lower(), said
     assert state(OPT) == "cold"
+
+
+def test_llmuxd_by_hand_with_a_file_and_a_port_of_its_own(tmp_path: Path) -> None:
+    two_fakes()
+    sh("systemctl", "stop", "llmuxd.socket", "llmuxd.service")
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(
+        json.dumps(
+            {"models": {"mine": {"image": FAKE, "devices": [], "args": ["--model", "mine"]}}}
+        )
+    )
+    said = sh("llmuxd", "--check-config", "-c", str(mine))
+    assert said == f"{mine}: good, 1 models"
+    with subprocess.Popen(["llmuxd", "-c", str(mine), "-p", "4001"]) as daemon:
+        eventually(lambda: "mine" in sh("llmuxctl", "status", check=False), "it is on the bus")
+        answer = sh("curl", "-sS", "http://127.0.0.1:4001/v1/completions", "-d",
+                    '{"model": "mine", "prompt": "x"}')  # fmt: skip
+        assert json.loads(answer)["model"] == "mine"
+        daemon.terminate()
+        assert daemon.wait(30) == 0
+    sh("systemctl", "stop", names.unit("mine"))
+
+
+def test_a_hung_llmuxd_is_restarted_by_its_watchdog() -> None:
+    two_fakes()
+    assert complete(OPT).text
+    pid = sh("systemctl", "show", "-P", "MainPID", "llmuxd.service")
+    sh("kill", "-STOP", pid)
+    assert complete(OPT).text  # waits in the socket for the next one
+    assert sh("systemctl", "show", "-P", "MainPID", "llmuxd.service") != pid
+    assert "watchdog" in journal("llmuxd.service").lower()
+    assert counter(OPT) == 2
+    assert f"serving: {OPT}" in sh("systemctl", "show", "-P", "StatusText", "llmuxd.service")
