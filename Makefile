@@ -14,7 +14,7 @@ DOCDIR      = $(DATADIR)/doc/llmuxd
 
 UNITS = llmuxd.service llmuxd.socket llmux-model@.service
 FILL  = sed -e 's|@bindir@|$(BINDIR)|g' -e 's|@libexecdir@|$(LIBEXECDIR)|g' \
-	-e 's|@python@|$(PYTHON)|g'
+	-e 's|@python@|$(PYTHON)|g' -e 's|@docdir@|$(DOCDIR)|g'
 
 .PHONY: all
 all:

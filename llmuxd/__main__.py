@@ -34,6 +34,10 @@ def main() -> int:
         return 0
     port = arguments.port
     if port is None and "LISTEN_FDS" not in os.environ:
+        if "NOTIFY_SOCKET" in os.environ:
+            # Listening here would keep the socket unit from ever coming back.
+            log.error("systemd passed no socket (see 'systemctl status llmuxd.socket')")
+            return 1
         port = DEFAULT_PORT
     # Imported here: --check-config needs none of it.
     from dbus_next import DBusError

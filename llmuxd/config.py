@@ -72,7 +72,14 @@ class ModelConfig:
         (aliases, time limits) leaves it as it was.
         """
         mine = asdict(self) | {"devices": self.device_names}
-        for key in ("aliases", "start_timeout", "restore_timeout", "checkpoint", "health"):
+        for key in (
+            "aliases",
+            "start_timeout",
+            "restore_timeout",
+            "checkpoint",
+            "health",
+            "engine",
+        ):
             del mine[key]
         return hashlib.sha256(json.dumps(mine, sort_keys=True).encode()).hexdigest()
 

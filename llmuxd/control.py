@@ -5,6 +5,7 @@ Every member is synchronous: what takes time is a job. An error of errors.py goe
 by its D-Bus name; anything else is logged, and the caller learns only that it was internal.
 """
 
+import asyncio
 import functools
 import logging
 import sys
@@ -211,13 +212,11 @@ class ModelInterface(ServiceInterface):
 
     @reading
     def CheckpointValid(self) -> Bool:
-        record = self._switcher.model(self._name).checkpoint
-        return record is not None and not record.invalid
+        return not self._switcher.why_no_checkpoint(self._name)
 
     @reading
     def CheckpointWhyNot(self) -> String:
-        record = self._switcher.model(self._name).checkpoint
-        return record.invalid if record else "none was taken"
+        return self._switcher.why_no_checkpoint(self._name)
 
     @reading
     def CheckpointSize(self) -> UInt64:
@@ -275,6 +274,7 @@ class Control:
         self._manager = ManagerInterface(switcher, reload)
         self._models: dict[str, ModelInterface] = {}
         self._jobs: dict[int, JobInterface] = {}
+        self._dirty: set[str] = set()
         self._seen: dict[str, dict[str, Any]] = {}
         self._bus: MessageBus | None = None
         logging.getLogger().addFilter(_is_no_answer)
@@ -289,6 +289,7 @@ class Control:
         self._models.clear()
         self._jobs.clear()
         bus.export(MANAGER_PATH, self._manager)
+        self._seen[MANAGER_PATH] = _properties(self._manager)
         for name in self._switcher.names():
             self._export_model(name)
         for job in self._switcher.jobs.all():
@@ -306,27 +307,40 @@ class Control:
         self._bus = None
 
     def model_changed(self, name: str) -> None:
-        """Tell the bus which properties of the model are not what they were."""
+        """Tell the bus which properties of the model are not what they were.
+
+        All changes of one turn of the loop become one signal: a thousand requests let in at once
+        would fill the socket, and dbus-next 0.2.3 takes a full socket for a broken one.
+        """
         if self._bus is None:
             return
-        if name not in self._switcher.names():
-            self._unexport_model(name)
-            return
-        if name not in self._models:
+        if name in self._switcher.names() and name not in self._models:
             self._export_model(name)
+        if not self._dirty:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._dirty.add(name)
+
+    def _flush(self) -> None:
+        dirty, self._dirty = self._dirty, set()
+        if self._bus is None:
+            return
+        for name in dirty:
+            if name in self._switcher.names():
+                self._emit_model(name)
+            else:
+                self._unexport_model(name)
+        self._emit_changed(MANAGER_PATH, self._manager, _properties(self._manager))
+
+    def _emit_model(self, name: str) -> None:
         interface = self._models[name]
-        current = _properties(interface)
-        seen = self._seen.get(name, {})
-        changed = {key: value for key, value in current.items() if seen.get(key) != value}
+        self._emit_changed(name, interface, _properties(interface))
+
+    def _emit_changed(self, key: str, interface: ServiceInterface, current: dict[str, Any]) -> None:
+        seen = self._seen.get(key, {})
+        changed = {name: value for name, value in current.items() if seen.get(name) != value}
         if changed:
-            self._seen[name] = current
+            self._seen[key] = current
             interface.emit_properties_changed(changed)
-            self._manager.emit_properties_changed(
-                {
-                    "ActiveModels": self._manager.ActiveModels,
-                    "QueueLength": self._manager.QueueLength,
-                }
-            )
 
     def _export_model(self, name: str) -> None:
         assert self._bus is not None

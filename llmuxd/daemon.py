@@ -19,7 +19,7 @@ from dbus_next.aio import MessageBus
 from . import config
 from .control import Control
 from .errors import ConfigInvalid, LlmuxError
-from .proxy import Proxy
+from .proxy import BACKLOG, Proxy
 from .state import State
 from .switcher import Switcher
 from .units import Units
@@ -63,7 +63,6 @@ class Daemon:
         sockets = listening_sockets(self._port)
         config.point_units_to(self._path)
         bus = await self._connect()
-        await self._switcher.adopt()
         self._own(self._switcher.run(), "switcher")
         self._own(self._keep_connected(bus), "bus")
         self._own(self._watchdog(), "watchdog")
@@ -77,8 +76,9 @@ class Daemon:
 
     def reload(self) -> None:
         """Take the configuration file as it is now; an error leaves all as it was."""
-        self._switcher.reload(config.load(self._path))
-        log.info("configuration reloaded, %d models", len(self._switcher.names()))
+        loaded = config.load(self._path)
+        self._switcher.reload(loaded)
+        log.info("configuration reloaded, %d models", len(loaded.models))
 
     def _on_hangup(self) -> None:
         try:
@@ -99,6 +99,8 @@ class Daemon:
         bus = await MessageBus(bus_type=BusType.SYSTEM).connect()
         try:
             await self._units.attach(bus)
+            # Before the name is taken: whoever calls from then on is told what is true.
+            await self._switcher.adopt()
             await self._control.attach(bus)
         except BaseException:
             bus.disconnect()
@@ -113,8 +115,10 @@ class Daemon:
                 log.warning("the system bus is gone; connecting again")
                 self._units.detach()
                 self._control.detach()
+                # It may be broken on this side only, and would keep the name.
+                with contextlib.suppress(OSError):
+                    bus.disconnect()
                 bus = await self._connect_again()
-                await self._switcher.adopt()
                 log.info("connected to the system bus again")
         finally:
             bus.disconnect()
@@ -159,7 +163,7 @@ class Daemon:
 def listening_sockets(port: int | None) -> list[socket.socket]:
     """The sockets that systemd passed, or one on 127.0.0.1:`port`."""
     if port is not None:
-        return [socket.create_server(("127.0.0.1", port), backlog=4096)]
+        return [socket.create_server(("127.0.0.1", port), backlog=BACKLOG)]
     count = pystemd.daemon.listen_fds(True)
     first = pystemd.daemon.LISTEN_FDS_START
     return [socket.socket(fileno=fd) for fd in range(first, first + count)]

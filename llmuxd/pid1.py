@@ -9,8 +9,8 @@ standard input asks for a call, one on standard output answers it.
     {"method": "status", "unit": "llmux-model@a.service"}       {"value": {"ActiveState": …}}
     {"method": "list", "pattern": "llmux-model@*.service"}      {"value": ["llmux-model@a.service"]}
 
-A failed call is answered with {"error": TEXT, "name": D-BUS ERROR NAME}. The process ends when its
-input does, and when its connection to the bus is gone.
+A failed call is answered with {"error": TEXT}. The process ends when its input does, and when its
+connection to the bus is gone.
 """
 
 import errno
@@ -96,15 +96,15 @@ def main() -> int:
     with DBusAddress(address.encode(), False) if address else DBus() as bus:
         pid1 = Pid1(bus)
         for line in sys.stdin:
-            gone = False
             try:
                 reply: dict[str, object] = {"value": answer(pid1, json.loads(line))}
             except DBusBaseError as error:
-                gone = -int(error.errno) in _GONE
-                reply = {"error": error.err_message or str(error), "name": type(error).__name__}
+                if -int(error.errno) in _GONE:
+                    # No answer: who asked starts the next one, with a new connection.
+                    return 1
+                # The message is bytes, whatever the annotations say.
+                reply = {"error": _text(error.err_message or str(error))}
             print(json.dumps(reply), flush=True)
-            if gone:
-                return 1
     return 0
 
 

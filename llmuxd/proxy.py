@@ -29,6 +29,8 @@ _HOP_BY_HOP = frozenset(
     }
 )  # fmt: skip
 
+# Connections that wait to be accepted, as in llmuxd.socket.
+BACKLOG = 4096
 # Requests in flight end in their own time; systemd's TimeoutStopSec is what bounds it. In seconds.
 PATIENCE = 86400.0
 
@@ -55,7 +57,7 @@ class Proxy:
         """Accept connections on `sockets`, which listen already."""
         await self._runner.setup()
         for sock in sockets:
-            await web.SockSite(self._runner, sock).start()
+            await web.SockSite(self._runner, sock, backlog=BACKLOG).start()
 
     async def close(self) -> None:
         """Accept no more, let requests in flight end."""

@@ -114,9 +114,21 @@ class Switcher:
         model = self.model(name)
         return derive(
             self._units.status(name),
-            has_checkpoint=model.checkpoint is not None and not model.checkpoint.invalid,
+            has_checkpoint=not self.why_no_checkpoint(name),
             leaving=model.moving in (Stage.DRAINING, Stage.LEAVING),
         )
+
+    def why_no_checkpoint(self, name: str) -> str:
+        """Why the model would start cold; empty where its checkpoint is good, as far as is known.
+
+        What can only be seen where it is restored (kernel, CRIU, image) is looked at there.
+        """
+        model = self.model(name)
+        if model.checkpoint is None:
+            return "none was taken"
+        if model.checkpoint.identity.definition != model.config.definition:
+            return model.checkpoint.invalid or "the model's definition in llmux.yaml changed"
+        return model.checkpoint.invalid
 
     def queue_length(self) -> int:
         """Requests that wait for a model."""
@@ -225,6 +237,7 @@ class Switcher:
                 self._models[name].removed = False
             else:
                 self._models[name] = Model(model_config)
+                self._tell(name)
                 self._spawn(self._look(self._models[name]))
         for name in [name for name in self._models if name not in config.models]:
             model = self._models[name]
@@ -411,8 +424,9 @@ class Switcher:
 
     def _start_error(self, model: Model) -> ModelFailed:
         status = self._units.status(model.name)
+        why = status.text.removeprefix("failed: ")
         return ModelFailed(
-            f"{model.name!r} could not be started: {status.text or status.result}",
+            f"{model.name!r} could not be started: {why or status.result}",
             f"'llmuxctl logs {model.name}' shows more",
         )
 

@@ -107,7 +107,9 @@ def machine() -> None:
     environment = os.environ | {"LLMUX_MACHINE": MACHINE, "PYTHONDONTWRITEBYTECODE": "1"}
     command = [PYTHON, "-m", "tests.machine"]
     script = (
-        f"cd {THERE} && export PYTHONDONTWRITEBYTECODE=1 &&"
+        f"cd {THERE} && export PYTHONDONTWRITEBYTECODE=1"
+        # The checkout is read-only there.
+        " HYPOTHESIS_STORAGE_DIRECTORY=/var/tmp/hypothesis &&"
         " python3 -P -m pytest -q -p no:cacheprovider tests/unit tests/bus &&"
         " python3 -P -m pytest -q -p no:cacheprovider --durations=10 tests/machine/ring"
     )

@@ -82,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     logs.add_argument("-f", "--follow", action="store_true", help="go on as lines come")
     logs.add_argument("model")
     check = add("check", _check, "whether this host has what llmuxd needs")
-    check.add_argument("-c", "--config", type=Path, default=config.DEFAULT_PATH)
+    check.add_argument("-c", "--config", type=Path, default=None)
     check.add_argument("--json", action="store_true", help="as JSON")
     return parser
 
@@ -163,7 +163,7 @@ async def _run_job(daemon: Daemon, method: str, model: str) -> Exit:
 async def _logs(arguments: argparse.Namespace) -> int:
     model = arguments.model
     with contextlib.suppress(LlmuxError):
-        model = config.load(config.DEFAULT_PATH).resolve(model)
+        model = config.load(config.current_path()).resolve(model)
     command = ["journalctl", "--unit", names.unit(model)]
     if arguments.follow:
         command.append("--follow")
@@ -173,7 +173,7 @@ async def _logs(arguments: argparse.Namespace) -> int:
 async def _check(arguments: argparse.Namespace) -> int:
     from . import check
 
-    results = await asyncio.to_thread(check.run, arguments.config)
+    results = await asyncio.to_thread(check.run, arguments.config or config.current_path())
     if arguments.json:
         print(json.dumps([vars(result) for result in results], indent=2, ensure_ascii=False))
     else:

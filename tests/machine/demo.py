@@ -5,6 +5,7 @@ import argparse
 import http.client
 import json
 import signal
+import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -22,6 +23,7 @@ PORT = 4000
 # How long a cold start of a real server may take on a slow host, in seconds.
 PATIENCE = 600.0
 WANTED_GAIN = 6.0
+ROUNDS = 3
 
 OPT = "facebook/opt-125m"
 GEMMA = "gemma-3-270m"
@@ -35,10 +37,10 @@ class StepFailed(MachineError):
 
 @dataclass
 class Times:
-    """Seconds of one model; `restore` has one entry a round."""
+    """Seconds of one model; `checkpoint` and `restore` have one entry a round."""
 
     cold: float = 0.0
-    checkpoint: float = 0.0
+    checkpoint: list[float] = field(default_factory=list)
     restore: list[float] = field(default_factory=list)
     park: float = 0.0
     text: str = ""
@@ -118,13 +120,14 @@ class Tour:
     def _cold_checkpoint_restore(self, model: str) -> None:
         times = self._times[model]
         times.cold, times.text = self._ask(model, "cold start")
-        times.checkpoint = self._timed(f"llmuxctl checkpoint {model}", "llmuxctl", "checkpoint",
-                                       model)  # fmt: skip
-        self._expect(self._state(model) == "checkpointed", f"{model} is not checkpointed")
-        seconds, text = self._ask(model, "restore")
-        times.restore.append(seconds)
-        self._same(model, text)
-        self._expect(self._way(model) == "restore", f"{model} was not restored but started cold")
+        for _ in range(ROUNDS):
+            what = f"llmuxctl checkpoint {model}"
+            times.checkpoint.append(self._timed(what, "llmuxctl", "checkpoint", model))
+            self._expect(self._state(model) == "checkpointed", f"{model} is not checkpointed")
+            seconds, text = self._ask(model, "restore")
+            times.restore.append(seconds)
+            self._same(model, text)
+            self._expect(self._way(model) == "restore", f"{model} was not restored")
 
     def _back_and_forth(self) -> None:
         first, second = self._models
@@ -155,13 +158,14 @@ class Tour:
     def _print_table(self) -> None:
         rows = []
         for model, times in self._times.items():
-            restore = sorted(times.restore)[len(times.restore) // 2]
+            restore = statistics.median(times.restore)
+            checkpoint = statistics.median(times.checkpoint)
             rows.append((
-                model, f"{times.cold:.2f}", f"{times.checkpoint:.2f}", f"{restore:.2f}",
+                model, f"{times.cold:.2f}", f"{checkpoint:.2f}", f"{restore:.2f}",
                 f"1 : {times.cold / restore:.1f}", f"{times.park:.3f}" if times.park else "-",
             ))  # fmt: skip
         process.say("")
-        process.say("Seconds; cold and restore are from the request to the end of its answer.")
+        process.say("Seconds, from the request to the end of its answer; medians of the rounds.")
         header = ("model", "cold", "checkpoint", "restore", "restore : cold", "from parked")
         process.say(table.render(header, rows))
         process.say("")
@@ -169,7 +173,7 @@ class Tour:
                                  [(k, f"{v:.2f}") for k, v in self._switch.items()]))  # fmt: skip
         if OPT in self._times:
             times = self._times[OPT]
-            gain = times.cold / min(times.restore)
+            gain = times.cold / statistics.median(times.restore)
             word = "met" if gain >= WANTED_GAIN else "missed"
             process.say(
                 f"\ngoal restore faster than cold start (vLLM): {gain:.1f} times"

@@ -126,7 +126,7 @@ class FakeUnits(Units):
             self._set(name, before)
             return "failed"
         if take_leave_order(name) is Leave.CHECKPOINT:
-            a_checkpoint(name, self.ports.get(name, 1)).save()
+            a_checkpoint(self.config.models[name], self.ports.get(name, 1)).save()
         else:
             Checkpoint.forget(name)
         Activation.forget(name)
@@ -162,10 +162,10 @@ class FakeUnits(Units):
         self._set(name, UP)
 
 
-def a_checkpoint(name: str, port: int = 1) -> Checkpoint:
-    """The record of an image that is there."""
-    directory = files.state_root() / "images" / names.slug(name)
+def a_checkpoint(model: ModelConfig, port: int = 1) -> Checkpoint:
+    """The record of an image that is there, and was taken of this very definition."""
+    directory = files.state_root() / "images" / names.slug(model.name)
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "inventory.img").touch()
-    identity = Identity("d", "i", "m", "k", "c")
-    return Checkpoint(name, "c0ffee", port, identity, 1.0, 2.0, 3, str(directory))
+    identity = Identity(model.definition, "i", "m", "k", "c")
+    return Checkpoint(model.name, "c0ffee", port, identity, 1.0, 2.0, 3, str(directory))

@@ -58,17 +58,22 @@ class Stage:
         self.units = FakeUnits(self.config)
         self.switcher = Switcher(self.config, self.units)
         self.served: list[str] = []
-        self.jobs: list[Job] = []
         self.ended: list[Job] = []
         self._clients: list[Client] = []
         self._changed = asyncio.Event()
         self.switcher.listeners.append(lambda name: self._changed.set())
-        self.switcher.jobs.on_changed = lambda job: self._changed.set()
-        self.switcher.jobs.on_removed = self._job_removed
+        self.hear_jobs()
 
-    def _job_removed(self, job: Job) -> None:
-        self.ended.append(job)
-        self._changed.set()
+    def hear_jobs(self) -> None:
+        """Hear of the jobs' ends, after whoever hears of them already."""
+        others = self.switcher.jobs.on_removed
+
+        def removed(job: Job) -> None:
+            others(job)
+            self.ended.append(job)
+            self._changed.set()
+
+        self.switcher.jobs.on_removed = removed
 
     def client(self, name: str) -> Client:
         """Begin a request."""

@@ -249,13 +249,13 @@ def test_unknown_model_is_told_with_the_nearest(asked: str, hint: str) -> None:
 
 MODEL = ModelConfig("a", "i")
 CHANGES: dict[str, object] = {
-    "name": "b", "image": "j", "engine": Engine.GENERIC, "args": ("x",), "env": (("A", "b"),),
+    "name": "b", "image": "j", "args": ("x",), "env": (("A", "b"),),
     "volumes": ("/a:/b",), "gpus": (1,), "devices": ("/dev/x",), "podman_args": ("--x",),
     "port": 1, "shm_size": "1g",
 }  # fmt: skip
 KEPT: dict[str, object] = {
     "aliases": ("x",), "start_timeout": 1.0, "checkpoint": False, "health": "/live",
-    "restore_timeout": 2.0,
+    "restore_timeout": 2.0, "engine": Engine.GENERIC,
 }  # fmt: skip
 
 

@@ -527,7 +527,7 @@ async def test_what_runs_is_adopted_and_not_touched() -> None:
     stage = Stage(A, B)
     stage.units.ports["a"] = 21007
     stage.units.up_by_hand("a")
-    a_checkpoint("b").save()
+    a_checkpoint(B).save()
     await stage.switcher.adopt()
     assert stage.switcher.state("a") is State.SERVING
     assert stage.switcher.state("b") is State.CHECKPOINTED
@@ -645,7 +645,7 @@ async def test_checkpoint_that_was_not_written_fails_the_job() -> None:
         gate = stage.units.hold("stop", "a")
         job = stage.switcher.checkpoint("a")
         await gate.reached.wait()
-        broken = a_checkpoint("a").invalidate("the checkpoint failed: disk full")
+        broken = a_checkpoint(A).invalidate("the checkpoint failed: disk full")
         original = Checkpoint.save
         try:
             Checkpoint.save = lambda self: original(broken)  # type: ignore[method-assign]
@@ -889,6 +889,16 @@ async def test_image_that_vanished_is_no_checkpoint() -> None:
 
 def _image_of(record: Checkpoint) -> Path:
     return Path(record.directory, "inventory.img")
+
+
+async def test_checkpoint_of_another_definition_is_no_checkpoint() -> None:
+    async with on_stage(A) as stage:
+        await stage.ask("a")
+        assert await stage.result(stage.switcher.checkpoint("a")) == "done"
+        stage.reload(replace(A, image="another"))
+        assert stage.switcher.state("a") is State.COLD
+        stage.reload(replace(A, start_timeout=1.0))
+        assert stage.switcher.state("a") is State.CHECKPOINTED
 
 
 async def test_nothing_is_held_after_the_last_request() -> None:

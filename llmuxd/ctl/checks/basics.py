@@ -104,5 +104,11 @@ def configuration(look: Look) -> Result:
         count = len(found.models)
         return ok("config", f"{look.config_path}: {count} model{'s' if count != 1 else ''}")
     if not look.host.exists(str(look.config_path)):
-        return fail("config", f"{look.config_path} does not exist", "write it (man 5 llmux.yaml)")
-    return fail("config", found.message, found.hint_text or "correct it (man 5 llmux.yaml)")
+        return fail(
+            "config",
+            f"{look.config_path} does not exist",
+            "write it (see README.md, Configuration)",
+        )
+    return fail(
+        "config", found.message, found.hint_text or "correct it (see README.md, Configuration)"
+    )

@@ -112,6 +112,8 @@ def wipe() -> None:
     sh("podman", "rm", "--all", "--force", "--time", "0")
     for path in CHECKPOINTS.glob("*.json"):
         path.unlink()
+    for path in Path("/run/llmux").glob("*"):
+        path.unlink()
 
 
 @dataclass(frozen=True)

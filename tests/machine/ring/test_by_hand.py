@@ -162,8 +162,10 @@ def test_llmuxd_by_hand_with_a_file_and_a_port_of_its_own(tmp_path: Path) -> Non
     )
     said = sh("llmuxd", "--check-config", "-c", str(mine))
     assert said == f"{mine}: good, 1 models"
-    with subprocess.Popen(["llmuxd", "-c", str(mine), "-p", "4001"]) as daemon:
-        eventually(lambda: "mine" in sh("llmuxctl", "status", check=False), "it is on the bus")
+    with subprocess.Popen(["timeout", "60", "llmuxd", "-c", str(mine), "-p", "4001"]) as daemon:
+        # Not over the bus: a call to its name would have the bus start llmuxd.service.
+        eventually(lambda: sh("ss", "-Hltn", "sport = 4001"), "it listens")
+        assert "mine" in sh("llmuxctl", "status")
         answer = sh("curl", "-sS", "http://127.0.0.1:4001/v1/completions", "-d",
                     '{"model": "mine", "prompt": "x"}')  # fmt: skip
         assert json.loads(answer)["model"] == "mine"
