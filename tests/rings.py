@@ -21,17 +21,18 @@ REQUIREMENTS = TOP / "tests" / "requirements.txt"
 MACHINE = "check"
 THERE = "/usr/src/llmuxd"
 
-# The command, or file, that tells that a Debian package is there.
-PACKAGES = {
-    "/usr/include/systemd/sd-bus.h": "libsystemd-dev",
-    "/usr/bin/pkg-config": "pkg-config",
-    "/usr/bin/gcc": "gcc",
-    "/usr/bin/dbus-daemon": "dbus-daemon",
-    "/usr/bin/systemd-escape": "systemd",
-    "/usr/lib/python3/dist-packages/pip": "python3-pip",
-    "/usr/share/doc/python3-venv": "python3-venv",
-    "/usr/share/doc/python3-dev": "python3-dev",
-}
+# Debian's packages: pystemd is compiled, the bus ring has a dbus-daemon of its own, and names are
+# held against systemd-escape's.
+PACKAGES = (
+    "dbus-daemon",
+    "gcc",
+    "libsystemd-dev",
+    "pkg-config",
+    "python3-dev",
+    "python3-pip",
+    "python3-venv",
+    "systemd",
+)
 
 
 class Red(Exception):
@@ -64,7 +65,7 @@ def main() -> int:
 
 def tools() -> None:
     """What the rings on this host need."""
-    missing = sorted({package for path, package in PACKAGES.items() if not Path(path).exists()})
+    missing = [package for package in PACKAGES if not installed(package)]
     if missing:
         environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
         sh(["apt-get", "-q", "update"], environment)
@@ -78,6 +79,17 @@ def tools() -> None:
     sh([PYTHON, "-m", "venv", str(VENV)])
     sh([str(VENV / "bin/pip"), "install", "--quiet", "wheel", "-r", str(REQUIREMENTS)])
     mark.write_text(recipe, encoding="ascii")
+
+
+def installed(package: str) -> bool:
+    """Whether dpkg has the package, whole."""
+    told = subprocess.run(
+        ["dpkg-query", "--show", "--showformat=${db:Status-Status}", package],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return told.stdout == "installed"
 
 
 def lint() -> None:

@@ -250,12 +250,15 @@ class Machine:
             # One group with the relays of its connections: they end together.
             start_new_session=True,
         ) as socat:
+            reader: threading.Thread | None = None
             try:
-                _await_listening(socat, host_port)
+                reader = _await_listening(socat, host_port)
                 yield socat
             finally:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(socat.pid, signal.SIGTERM)
+                if reader is not None:
+                    reader.join()
 
 
 # Reads the checkout as a tar file; from a copy, because building writes beside its sources.
@@ -283,14 +286,16 @@ def _ask(kept: subprocess.Popen[str], line: str, answer: str) -> Any:
     return told[answer]
 
 
-def _await_listening(socat: subprocess.Popen[str], port: int) -> None:
+def _await_listening(socat: subprocess.Popen[str], port: int) -> threading.Thread:
+    """Returns once it listens, with the thread that reads what it tells after that."""
     assert socat.stderr is not None
     why = "socat ended"
     for line in socat.stderr:
         if " listening on " in line:
             # It goes on to tell of each connection, and must never wait for a reader.
-            threading.Thread(target=collections.deque, args=(socat.stderr, 0), daemon=True).start()
-            return
+            reader = threading.Thread(target=collections.deque, args=(socat.stderr, 0), daemon=True)
+            reader.start()
+            return reader
         if " E " in line:
             why = line.strip().rpartition(": ")[2]
     raise MachineError(f"port {port} of this host: {why}", "use another one")

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from llmuxd import files
+from llmuxd import files, names
 from llmuxd.model import port
 
 
@@ -15,7 +15,7 @@ def listener() -> Iterator[socket.socket]:
 
 
 def reserve(model: str, number: object) -> None:
-    path = files.state_root() / "checkpoints" / f"{model}.json"
+    path = files.state_root() / "checkpoints" / f"{names.slug(model)}.json"
     files.write_json(path, {"model": model, "port": number})
 
 

@@ -402,6 +402,15 @@ async def test_unit_that_dies_while_serving_is_started_for_the_next_request() ->
         assert stage.units.log == ["start a", "start a"]
 
 
+async def test_nothing_points_to_a_unit_that_died() -> None:
+    async with on_stage(A) as stage:
+        await stage.ask("a")
+        stage.units.die("a")
+        await stage.until(lambda: stage.switcher.model("a").backend is None)
+        assert stage.switcher.model("a").activation is None
+        assert stage.units.log == ["start a"]
+
+
 async def test_requests_of_a_dead_unit_do_not_keep_its_place() -> None:
     async with on_stage(A, B) as stage:
         client = stage.client("a")
