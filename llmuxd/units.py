@@ -101,6 +101,11 @@ class _Caller:
         with contextlib.suppress(ProcessLookupError):
             process.kill()
         await asyncio.shield(process.wait())
+        if process.stdin is not None:
+            # What could not be written any more is of no interest.
+            process.stdin.close()
+            with contextlib.suppress(OSError):
+                await process.stdin.wait_closed()
 
 
 class Units:
