@@ -9,7 +9,9 @@ BINDIR      = $(PREFIX)/bin
 LIBEXECDIR  = $(PREFIX)/libexec
 UNITDIR     = $(PREFIX)/lib/systemd/system
 DATADIR     = $(PREFIX)/share
-SYSCONFDIR ?= $(if $(filter /usr,$(PREFIX)),/etc,$(PREFIX)/etc)
+SYSCONFDIR ?= /etc
+# Neither bus daemon reads policies below /usr/local.
+POLICYDIR   = $(if $(filter /usr,$(PREFIX)),$(DATADIR),$(SYSCONFDIR))/dbus-1/system.d
 DOCDIR      = $(DATADIR)/doc/llmuxd
 
 UNITS = llmuxd.service llmuxd.socket llmux-model@.service
@@ -39,7 +41,7 @@ install-files:
 	done
 	$(FILL) packaging/llmux-model.in > $(DESTDIR)$(LIBEXECDIR)/llmux/llmux-model
 	chmod 755 $(DESTDIR)$(LIBEXECDIR)/llmux/llmux-model
-	install -D -m 644 dbus/org.llmux.conf $(DESTDIR)$(DATADIR)/dbus-1/system.d/org.llmux.conf
+	install -D -m 644 dbus/org.llmux.conf $(DESTDIR)$(POLICYDIR)/org.llmux.conf
 	install -D -m 644 dbus/org.llmux.service \
 		$(DESTDIR)$(DATADIR)/dbus-1/system-services/org.llmux.service
 	install -D -m 644 README.md $(DESTDIR)$(DOCDIR)/README.md

@@ -27,7 +27,7 @@ from .errors import (
     UnitRefused,
 )
 from .jobs import Job, Jobs, Kind
-from .model.activation import Activation, Leave, order_leave
+from .model.activation import Activation, Leave, forget_leave, order_leave
 from .model.checkpoint import Checkpoint
 from .policy import Stage
 from .state import State, UnitStatus, derive
@@ -250,6 +250,11 @@ class Switcher:
 
     async def adopt(self) -> None:
         """Take over what runs already. Call once the units are attached."""
+        for name in self._units.running():
+            if name not in self._models:
+                # Removed from the file while nobody looked: it holds its GPU until it leaves.
+                self._models[name] = Model(ModelConfig(name, image=""), removed=True)
+                self._spawn(self._drop(self._models[name]))
         await asyncio.gather(*(self._look(model) for model in list(self._models.values())))
         self._kick()
 
@@ -447,8 +452,13 @@ class Switcher:
         await self._close_backend(model)
         if self._units.status(model.name).frozen:
             await self._units.thaw(model.name)
-        order_leave(model.name, leave)
-        await self._units.stop(model.name)
+        try:
+            order_leave(model.name, leave)
+            await self._units.stop(model.name)
+        except (LlmuxError, OSError) as error:
+            model.may_leave_at = time.monotonic() + LEAVE_AGAIN
+            forget_leave(model.name)
+            raise UnitRefused(f"{model.name!r} could not be stopped: {error}") from None
         await self._look(model)
         if not self._units.status(model.name).down:
             model.may_leave_at = time.monotonic() + LEAVE_AGAIN
@@ -468,6 +478,8 @@ class Switcher:
 
     async def _connect(self, model: Model) -> None:
         """A unit that came up without us: by hand, or before llmuxd was started."""
+        if (await self._units.refresh(model.name)).down:
+            return
         await self._look(model)
         if model.backend is None:
             model.connect_at = time.monotonic() + LEAVE_AGAIN

@@ -141,6 +141,10 @@ class Units:
         """The bus connection is gone: nobody will hear a job's end any more."""
         self._fail_jobs()
 
+    def running(self) -> list[str]:
+        """The models whose units are not down, configured or not."""
+        return [name for name, status in self._status.items() if not status.down]
+
     def status(self, name: str) -> UnitStatus:
         """The last that was heard of the model's unit."""
         return self._status.get(name, UnitStatus())

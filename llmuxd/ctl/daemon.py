@@ -26,6 +26,7 @@ class Daemon:
         self._bus: MessageBus | None = None
         self._ended: dict[str, str] = {}
         self._phases: dict[str, str] = {}
+        self._lost = False
         self._news = asyncio.Event()
 
     async def __aenter__(self) -> "Daemon":
@@ -34,8 +35,12 @@ class Daemon:
         except OSError as error:
             raise CallFailed(f"no system bus: {error}") from None
         self._bus.add_message_handler(self._on_message)
-        await self._call("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus",
-                         "AddMatch", "s", [f"type='signal',sender='{_NAME}'"])  # fmt: skip
+        for rule in (
+            f"type='signal',sender='{_NAME}'",
+            f"type='signal',sender='org.freedesktop.DBus',member='NameOwnerChanged',arg0='{_NAME}'",
+        ):
+            await self._call("org.freedesktop.DBus", "/org/freedesktop/DBus",
+                             "org.freedesktop.DBus", "AddMatch", "s", [rule])  # fmt: skip
         return self
 
     async def __aexit__(self, *exc: object) -> None:
@@ -64,6 +69,8 @@ class Daemon:
                 told = phase
                 on_phase(phase)
             await self._news.wait()
+            if self._lost and path not in self._ended:
+                raise CallFailed("llmuxd went away", "see 'systemctl status llmuxd'")
         return self._ended[path], self._phases.get(path, "")
 
     async def cancel(self, path: str) -> None:
@@ -112,5 +119,5 @@ class Daemon:
             and message.body[:1] == [_NAME]
             and not message.body[2]
         ):
-            raise CallFailed("llmuxd went away", "see 'systemctl status llmuxd'")
+            self._lost = True
         self._news.set()

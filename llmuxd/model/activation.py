@@ -82,6 +82,11 @@ def order_leave(model: str, leave: Leave) -> None:
     files.write_json(_order_path(model), {"leave": leave.value})
 
 
+def forget_leave(model: str) -> None:
+    """The stop was not to be: the next one is not bound by its order."""
+    _order_path(model).unlink(missing_ok=True)
+
+
 def take_leave_order(model: str) -> Leave:
     """The order for the stop that has begun; an order holds once."""
     raw = files.read_json(_order_path(model))

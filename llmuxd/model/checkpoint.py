@@ -90,7 +90,11 @@ class Checkpoint:
     def invalidate(self, reason: str) -> "Checkpoint":
         """Keep the record, with the reason, so that an operator can ask why it started cold."""
         marked = replace(self, invalid=reason)
-        marked.save()
+        try:
+            marked.save()
+        except OSError:
+            # A full disk: no record at all is as good a reason to start cold.
+            self.forget(self.model)
         return marked
 
     @classmethod

@@ -5,6 +5,7 @@ Start: restore, else a cold start. Stop: checkpoint, else end it and say so. Aft
 nothing that holds the GPU, a port or half a container is left, whoever died and when.
 """
 
+import contextlib
 import logging
 import os
 import time
@@ -17,8 +18,8 @@ from ..config import ModelConfig
 from . import cgroup, engine, port
 from .activation import Activation, Leave, Way, conmon_pidfile, stopping_mark, take_leave_order
 from .checkpoint import Checkpoint, Identity, disk_usage, manifest, now
-from .container import Container, Facts, criu_version
-from .process import CommandFailed
+from .container import Container, Facts, criu_version, empty_directory
+from .process import TIMED_OUT, CommandFailed
 
 log = logging.getLogger("llmux-model")
 
@@ -147,7 +148,10 @@ class Lifecycle:
         if record is None:
             raise CannotRestore("there is no checkpoint")
         here = _identity(self._model.definition, self._container.image_id())
-        why_not = record.why_not(here)
+        try:
+            why_not = record.why_not(here)
+        except OSError as error:
+            why_not = f"its files cannot be read: {error.strerror}"
         if why_not is None and not port.free(record.port):
             why_not = f"the port {record.port} that it listens on is taken"
         if why_not is not None:
@@ -156,7 +160,7 @@ class Lifecycle:
         try:
             self._container.restore(self._model.restore_timeout)
             return self._wait_healthy(record.port, self._model.restore_timeout)
-        except (CommandFailed, engine.EngineDied, engine.EngineTimeout) as error:
+        except (CommandFailed, OSError, engine.EngineDied, engine.EngineTimeout) as error:
             reason = f"the restore failed: {error}"
             log.warning("%s", reason)
             record.invalidate(reason)
@@ -202,15 +206,20 @@ class Lifecycle:
         record.invalidate("the checkpoint was not finished")
         try:
             self._container.checkpoint()
+            size = disk_usage(facts.checkpoint_directory)
+            files = manifest(facts.checkpoint_directory)
+            seconds = time.monotonic() - begin
+            replace(record, seconds=seconds, size=size, manifest=files, invalid="").save()
         except (CommandFailed, OSError) as error:
             reason = f"the checkpoint failed: {error}"
             log.error("%s; stopping the model instead", reason)
+            with contextlib.suppress(OSError):
+                empty_directory(facts.checkpoint_directory)
             record.invalidate(reason)
+            if isinstance(error, CommandFailed) and error.status == TIMED_OUT:
+                # Its CRIU still holds the server frozen, and podman waits for both.
+                cgroup.kill_others()
             return False
-        size = disk_usage(facts.checkpoint_directory)
-        files = manifest(facts.checkpoint_directory)
-        seconds = time.monotonic() - begin
-        replace(record, seconds=seconds, size=size, manifest=files, invalid="").save()
         log.info("checkpoint written in %.2f s, %.1f MB", seconds, size / 1e6)
         return True
 

@@ -13,6 +13,10 @@ log = logging.getLogger(__name__)
 _PASSED = ("PATH", "HOME", "INVOCATION_ID", "NOTIFY_SOCKET", "CONTAINERS_CONF", "TMPDIR")
 
 
+# As timeout(1) has it.
+TIMED_OUT = 124
+
+
 class CommandFailed(Exception):
     """A command's exit status was not 0. `reason` is the one line worth telling."""
 
@@ -42,7 +46,7 @@ def run(argv: Sequence[str], timeout: float, *, merge: bool = False) -> str:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise CommandFailed(argv, 124, f"it did not end within {timeout:g} s") from None
+        raise CommandFailed(argv, TIMED_OUT, f"it did not end within {timeout:g} s") from None
     except OSError as error:
         raise CommandFailed(argv, 127, f"{argv[0]}: {error.strerror}") from None
     stderr = done.stderr.decode(errors="replace")

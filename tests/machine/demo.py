@@ -182,6 +182,7 @@ class Tour:
                 f"\ngoal restore faster than cold start (vLLM): {gain:.1f} times"
                 f" (wanted {WANTED_GAIN:g}): {word}"
             )
+            self._expect(gain >= WANTED_GAIN, "the restore is not fast enough")
 
     def _ask(self, model: str, what: str, *, stream: bool = False) -> tuple[float, str]:
         begin = time.monotonic()

@@ -10,6 +10,7 @@ from pathlib import Path
 from llmuxd import names
 
 from .guest import (
+    CONFIG,
     FAKE,
     OPT,
     QWEN,
@@ -101,8 +102,6 @@ def test_a_killed_llmuxd_comes_back_and_adopts() -> None:
 def test_a_model_that_was_removed_from_the_configuration_leaves() -> None:
     two_fakes()
     assert complete(OPT).text
-    from .guest import CONFIG
-
     config = json.loads(CONFIG.read_text(encoding="utf-8"))
     del config["models"][OPT]
     CONFIG.write_text(json.dumps(config), encoding="utf-8")
@@ -114,8 +113,6 @@ def test_a_model_that_was_removed_from_the_configuration_leaves() -> None:
 
 def test_a_wrong_configuration_leaves_the_running_one() -> None:
     two_fakes()
-    from .guest import CONFIG
-
     good = CONFIG.read_text(encoding="utf-8")
     CONFIG.write_text("models:\n  a:\n    imagee: x\n", encoding="utf-8")
     status, said = fails("busctl", "call", "org.llmux", "/Manager", "org.llmux.Manager", "Reload")
@@ -184,3 +181,14 @@ def test_a_hung_llmuxd_is_restarted_by_its_watchdog() -> None:
     assert "watchdog" in journal("llmuxd.service").lower()
     assert counter(OPT) == 2
     assert f"serving: {OPT}" in sh("systemctl", "show", "-P", "StatusText", "llmuxd.service")
+
+
+def test_a_model_that_was_removed_while_llmuxd_was_down_leaves() -> None:
+    two_fakes()
+    assert complete(OPT).text
+    config = json.loads(CONFIG.read_text(encoding="utf-8"))
+    del config["models"][OPT]
+    CONFIG.write_text(json.dumps(config), encoding="utf-8")
+    sh("systemctl", "restart", "llmuxd.service")
+    eventually(lambda: unit(OPT, "ActiveState") == "inactive", "its unit is stopped")
+    assert complete(QWEN).text
