@@ -205,7 +205,7 @@ class Switcher:
         return self.jobs.add(Kind.PARK, model.name, work)
 
     def stop(self, name: str) -> Job:
-        """Drain the model and end it without a checkpoint; an older image is kept no longer."""
+        """Drain the model and end it without a checkpoint; does nothing where it does not run."""
         model = self._models[self.config.resolve(name)]
 
         async def work(job: Job) -> None:
