@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: MIT
 """org.llmux on D-Bus: one line a member, no logic.
 
-Every member is synchronous: what takes time is a job. An error of errors.py goes to the caller
+No member takes long: what does is a job. An error of errors.py goes to the caller
 by its D-Bus name; anything else is logged, and the caller learns only that it was internal.
 """
 
 import asyncio
+import contextlib
 import functools
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, ParamSpec, TypeVar
 
 from dbus_next import DBusError, RequestNameReply
@@ -45,18 +46,35 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+@contextlib.contextmanager
+def _translated(name: str) -> Iterator[None]:
+    try:
+        yield
+    except LlmuxError as error:
+        raise DBusError(error.dbus_name, str(error)) from None
+    except Exception:
+        log.exception("%s failed", name)
+        raise DBusError(Internal.dbus_name, str(Internal("internal error"))) from None
+
+
 def edge(function: Callable[P, R]) -> Callable[P, R]:
     """Translate exceptions, once, where D-Bus begins."""
 
     @functools.wraps(function)
     def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
-        try:
+        with _translated(function.__name__):
             return function(*args, **kwargs)
-        except LlmuxError as error:
-            raise DBusError(error.dbus_name, str(error)) from None
-        except Exception:
-            log.exception("%s failed", function.__name__)
-            raise DBusError(Internal.dbus_name, str(Internal("internal error"))) from None
+
+    return guarded
+
+
+def async_edge(function: Callable[P, Awaitable[R]]) -> Callable[P, Awaitable[R]]:
+    """The same for a method that waits."""
+
+    @functools.wraps(function)
+    async def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
+        with _translated(function.__name__):
+            return await function(*args, **kwargs)
 
     return guarded
 
@@ -74,7 +92,7 @@ def _is_no_answer(record: logging.LogRecord) -> bool:
 class ManagerInterface(ServiceInterface):
     """org.llmux.Manager at /Manager."""
 
-    def __init__(self, switcher: Switcher, reload: Callable[[], None]):
+    def __init__(self, switcher: Switcher, reload: Callable[[], Awaitable[None]]):
         super().__init__("org.llmux.Manager")
         self._switcher = switcher
         self._reload = reload
@@ -110,10 +128,10 @@ class ManagerInterface(ServiceInterface):
         return self._switcher.stop(model).path
 
     @method()
-    @edge
-    def Reload(self) -> None:
+    @async_edge
+    async def Reload(self) -> None:
         """Read the configuration again; an error leaves the running one in place."""
-        self._reload()
+        await self._reload()
 
     @method()
     @edge
@@ -269,7 +287,7 @@ class JobInterface(ServiceInterface):
 class Control:
     """Exports the switcher on whatever bus connection there is."""
 
-    def __init__(self, switcher: Switcher, reload: Callable[[], None]):
+    def __init__(self, switcher: Switcher, reload: Callable[[], Awaitable[None]]):
         self._switcher = switcher
         self._manager = ManagerInterface(switcher, reload)
         self._models: dict[str, ModelInterface] = {}

@@ -18,7 +18,7 @@ from dbus_next.aio import MessageBus
 
 from . import config
 from .control import Control
-from .errors import ConfigInvalid, LlmuxError
+from .errors import ConfigInvalid, LlmuxError, NoSocket
 from .proxy import BACKLOG, Proxy
 from .state import State
 from .switcher import Switcher
@@ -42,6 +42,8 @@ class Daemon:
         self._proxy = Proxy(self._switcher)
         self._tasks: list[asyncio.Task[None]] = []
         self._stop = asyncio.Event()
+        self._hangup = asyncio.Event()
+        self._reloading = asyncio.Lock()
         self._failure: BaseException | None = None
         self._status = ""
 
@@ -59,13 +61,14 @@ class Daemon:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
-        loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
+        loop.add_signal_handler(signal.SIGHUP, self._hangup.set)
         sockets = listening_sockets(self._port)
         config.point_units_to(self._path)
         bus = await self._connect()
         self._own(self._switcher.run(), "switcher")
         self._own(self._keep_connected(bus), "bus")
         self._own(self._watchdog(), "watchdog")
+        self._own(self._reload_on_hangup(), "hangup")
         await self._proxy.start(sockets)
         self._notify("READY=1")
         self._switcher.listeners.append(self._tell)
@@ -74,17 +77,21 @@ class Daemon:
         await self._stop.wait()
         await self._shut_down()
 
-    def reload(self) -> None:
+    async def reload(self) -> None:
         """Take the configuration file as it is now; an error leaves all as it was."""
-        loaded = config.load(self._path)
-        self._switcher.reload(loaded)
+        async with self._reloading:
+            loaded = await asyncio.to_thread(config.load, self._path)
+            self._switcher.reload(loaded)
         log.info("configuration reloaded, %d models", len(loaded.models))
 
-    def _on_hangup(self) -> None:
-        try:
-            self.reload()
-        except ConfigInvalid as error:
-            log.error("the configuration stays as it was: %s", error)
+    async def _reload_on_hangup(self) -> None:
+        while True:
+            await self._hangup.wait()
+            self._hangup.clear()
+            try:
+                await self.reload()
+            except ConfigInvalid as error:
+                log.error("the configuration stays as it was: %s", error)
 
     async def _shut_down(self) -> None:
         self._notify("STOPPING=1\nSTATUS=letting requests in flight end")
@@ -165,5 +172,8 @@ def listening_sockets(port: int | None) -> list[socket.socket]:
     if port is not None:
         return [socket.create_server(("127.0.0.1", port), backlog=BACKLOG)]
     count = pystemd.daemon.listen_fds(True)
+    if not count:
+        # They are another process's (sd_listen_fds(3)); ready and deaf would help nobody.
+        raise NoSocket("systemd passed no socket to this process")
     first = pystemd.daemon.LISTEN_FDS_START
     return [socket.socket(fileno=fd) for fd in range(first, first + count)]

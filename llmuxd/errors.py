@@ -110,6 +110,12 @@ class SystemdUnreachable(LlmuxError):
     hint = "see 'systemctl status' and 'journalctl -u llmuxd'"
 
 
+class NoSocket(LlmuxError):
+    """llmuxd was to listen on systemd's socket and got none."""
+
+    hint = "see 'systemctl status llmuxd.socket', or listen by -p PORT"
+
+
 class UnitRefused(LlmuxError):
     """systemd refused an operation on a model's unit."""
 

@@ -18,6 +18,7 @@ from . import policy
 from .backend import Backend
 from .config import Config, ModelConfig
 from .errors import (
+    Internal,
     LlmuxError,
     ModelFailed,
     NoSuchModel,
@@ -153,9 +154,8 @@ class Switcher:
         if model is not None and model.backend is backend:
             log.warning("%s: its server cannot be reached", name)
             model.connect_at = time.monotonic() + CONNECT_AGAIN
-            model.backend = None
             # It may listen no more and still be ending the streams that it has.
-            await backend.retire()
+            await self._retire_backend(model)
             self._changed(model)
 
     # What operators do
@@ -406,6 +406,9 @@ class Switcher:
             model.last_error = str(error)
             log.error("%s: %s", model.name, error)
             return error
+        except Exception:
+            log.exception("%s: a bug", model.name)
+            return Internal("internal error")
         finally:
             model.transition = model.moving = None
             model.commanded = False
@@ -424,6 +427,10 @@ class Switcher:
                 raise self._start_error(model)
         except LlmuxError as error:
             self._start_failed(model, error)
+            raise
+        except Exception:
+            # Without the pause its waiters would have it started again and again.
+            self._start_failed(model, Internal("internal error"))
             raise
         model.failures, model.may_start_at, model.last_error = 0, 0.0, ""
 
@@ -453,11 +460,11 @@ class Switcher:
         if self._units.status(model.name).frozen:
             await self._units.thaw(model.name)
         try:
-            order_leave(model.name, leave)
+            await asyncio.to_thread(order_leave, model.name, leave)
             await self._units.stop(model.name)
         except (LlmuxError, OSError) as error:
             model.may_leave_at = time.monotonic() + LEAVE_AGAIN
-            forget_leave(model.name)
+            await asyncio.to_thread(forget_leave, model.name)
             raise UnitRefused(f"{model.name!r} could not be stopped: {error}") from None
         await self._look(model)
         if not self._units.status(model.name).down:
@@ -572,10 +579,19 @@ class Switcher:
         if status.down and model.transition is None:
             # Gone without us: by hand, or its server died.
             self._spawn(self._look(model))
+        elif not status.up and model.transition is None and model.backend is not None:
+            # On its way down, or up again, by hand: the next run listens elsewhere, perhaps.
+            model.activation = None
+            self._spawn(self._retire_backend(model))
         for job in self.jobs.all():
             if job.model == name and status.text:
                 self.jobs.set_phase(job, status.text)
         self._changed(model)
+
+    async def _retire_backend(self, model: Model) -> None:
+        backend, model.backend = model.backend, None
+        if backend is not None:
+            await backend.retire()
 
     async def _close_backend(self, model: Model) -> None:
         backend, model.backend = model.backend, None

@@ -39,6 +39,8 @@ _KEYS = {
 # A call is a round trip to PID 1; daemon-reload on a large host takes it seconds.
 CALL_TIMEOUT = 60.0
 REMEMBERED_JOBS = 256
+# One line lists all models' units, at up to 256 bytes each.
+REPLY_LIMIT = 16 << 20
 
 Changed = Callable[[str, UnitStatus], None]
 
@@ -77,6 +79,7 @@ class _Caller:
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "llmuxd.pid1",
                 stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+                limit=REPLY_LIMIT,
             )  # fmt: skip
         process = self._process
         assert process.stdin is not None and process.stdout is not None

@@ -44,7 +44,7 @@ async def house(bus: PrivateBus, _tidy: None) -> AsyncIterator[House]:
         reloads: list[int] = []
         failing: list[Exception] = []
 
-        def reload() -> None:
+        async def reload() -> None:
             reloads.append(1)
             if failing:
                 raise failing.pop()
@@ -381,7 +381,7 @@ async def test_a_crowd_let_in_at_once_does_not_cost_the_connection(house: House)
 
 async def test_a_second_llmuxd_is_told_so(house: House) -> None:
     async with on_stage(a_model("z")) as stage:
-        second = Control(stage.switcher, lambda: None)
+        second = Control(stage.switcher, house.control._manager._reload)
         own = await MessageBus(bus_type=BusType.SYSTEM).connect()
         with pytest.raises(SystemdUnreachable, match="another process owns"):
             await second.attach(own)

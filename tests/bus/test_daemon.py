@@ -307,6 +307,29 @@ async def test_hangup_with_a_bad_file_changes_nothing(
     assert await ask(http, daemon, "b") == 200
 
 
+async def test_a_slow_disk_at_a_reload_holds_nobody_up(
+    daemon: Daemon, engine: Engine, http: aiohttp.ClientSession, caller: Caller
+) -> None:
+    daemon.config.unlink()
+    os.mkfifo(daemon.config)  # a file whose reading lasts until this test writes it
+    reload = asyncio.create_task(caller.call("/Manager", "Reload"))
+    with await asyncio.to_thread(daemon.config.open, "w") as disk:
+        assert await ask(http, daemon, "b") == 200
+        assert not reload.done()
+        disk.write(GOOD.replace("b:", "c:"))
+    await reload
+    assert await ask(http, daemon, "c") == 200
+
+
+async def test_sockets_that_are_meant_for_another_process_are_an_error(config: Path) -> None:
+    os.environ["LISTEN_FDS"], os.environ["LISTEN_PID"] = "1", "1"
+    try:
+        status, _, said = await run("--config", str(config))
+    finally:
+        del os.environ["LISTEN_FDS"], os.environ["LISTEN_PID"]
+    assert status == 1 and "systemd passed no socket to this process" in said
+
+
 async def test_reload_by_bus_tells_the_mistake(daemon: Daemon, caller: Caller) -> None:
     daemon.config.write_text(BAD)
     with pytest.raises(Exception, match=r"ConfigInvalid: .*:3:5: unknown key 'imag'"):

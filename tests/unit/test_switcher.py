@@ -519,6 +519,39 @@ async def test_unit_that_an_operator_stops_is_waited_for() -> None:
         await other.admitted.wait()
 
 
+async def test_unit_restarted_by_hand_is_reached_where_it_listens_now() -> None:
+    async with on_stage(A) as stage:
+        stage.units.ports["a"] = 21001
+        await stage.ask("a")
+        stage.units.by_hand("a", UnitStatus("deactivating", "stop"))
+        await stage.settle()
+        assert stage.switcher.model("a").backend is None
+        assert stage.switcher.model("a").activation is None
+        stage.units.ports["a"] = 21002
+        stage.units.by_hand("a", UnitStatus("activating", "start"))
+        stage.units.up_by_hand("a")
+        client = stage.client("a")
+        await client.admitted.wait()
+        assert client.port == 21002
+        assert stage.units.log == ["start a"]
+
+
+async def test_a_bug_in_a_start_is_no_endless_loop(caplog: pytest.LogCaptureFixture) -> None:
+    async with on_stage(A) as stage:
+
+        async def start(name: str) -> str:
+            stage.units.log.append("start")
+            raise RuntimeError("a bug")
+
+        stage.units.start = start  # type: ignore[method-assign]
+        client = stage.client("a")
+        await stage.until(lambda: stage.switcher.model("a").failures == 1)
+        await stage.settle()
+        assert stage.units.log == ["start"]
+        assert "a bug" in caplog.text
+        await client.leave()
+
+
 async def test_unit_that_does_not_say_where_it_is_gets_asked_again() -> None:
     async with on_stage(A) as stage:
         stage.units.by_hand("a", UP)
