@@ -8,7 +8,8 @@ import signal
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -107,6 +108,8 @@ class Tour:
         self._back_and_forth()
         self._by_busctl()
         self._park()
+        self._chat()
+        self._warmup()
         process.say("")
         process.say(self._sh("llmuxctl", "status"))
         self._print_table()
@@ -150,6 +153,14 @@ class Tour:
         seconds = time.monotonic() - begin
         self._say(f"busctl … Switch s {second}  ({job}): {seconds:.2f} s")
         self._switch[f"busctl: {first} -> {second}"] = seconds
+        self._expect(self._way(second) == "restore", f"{second} was not restored")
+        _, text = self._ask(second, "it serves")
+        self._same(second, text)
+        job = self._sh(*call[:5], "Checkpoint", "s", second).split('"')[1]
+        self._wait_for_state(second, "checkpointed")
+        self._say(f"busctl … Checkpoint s {second}  ({job}): checkpointed")
+        _, text = self._ask(second, "restore")
+        self._same(second, text)
 
     def _park(self) -> None:
         model = self._models[1]
@@ -157,6 +168,25 @@ class Tour:
         self._expect(self._state(model) == "parked", f"{model} is not parked")
         self._times[model].park, text = self._ask(model, "thaw")
         self._same(model, text)
+
+    def _chat(self) -> None:
+        """A switch for the other of the two APIs, by a client that streams."""
+        first, _ = self._models
+        begin = time.monotonic()
+        said = _chat(first)
+        self._say(
+            f"POST /v1/chat/completions {first} (streamed): {time.monotonic() - begin:.2f} s"
+            f" {said!r:.60}"
+        )
+        self._expect(bool(said), f"{first} said nothing")
+
+    def _warmup(self) -> None:
+        """The command of the first day; here it finds one model ready and one that runs."""
+        self._timed("llmuxctl warmup", "llmuxctl", "warmup")
+        for model in self._models:
+            self._expect(self._state(model) == "checkpointed", f"{model} is not checkpointed")
+        _, text = self._ask(self._models[1], "restore")
+        self._same(self._models[1], text)
 
     def _print_table(self) -> None:
         rows = []
@@ -234,35 +264,44 @@ class Tour:
 
 
 def _complete(model: str, *, stream: bool) -> str:
-    body = {
-        "model": model, "prompt": "Once upon a time", "max_tokens": 16, "temperature": 0,
-        "stream": stream,
-    }  # fmt: skip
+    body = {"model": model, "prompt": "Once upon a time", "max_tokens": 16, "temperature": 0}
+    if stream:
+        return "".join(_stream("/v1/completions", body))
+    with _post("/v1/completions", body) as response:
+        return str(json.loads(response.read())["choices"][0]["text"])
+
+
+def _chat(model: str) -> str:
+    messages = [{"role": "user", "content": "Tell me a story."}]
+    body = {"model": model, "messages": messages, "max_tokens": 16, "temperature": 0}
+    return "".join(_stream("/v1/chat/completions", body))
+
+
+def _stream(path: str, body: dict[str, Any]) -> Iterator[str]:
+    """The texts of a streamed answer, as they come."""
+    with _post(path, body | {"stream": True}) as response:
+        for line in response:
+            data = line.removeprefix(b"data: ").strip()
+            if line.startswith(b"data: ") and data != b"[DONE]":
+                for choice in json.loads(data)["choices"]:
+                    delta = choice.get("delta", {})
+                    yield str(choice.get("text") or delta.get("content") or "")
+
+
+@contextmanager
+def _post(path: str, body: dict[str, Any]) -> Iterator[http.client.HTTPResponse]:
     connection = http.client.HTTPConnection("127.0.0.1", PORT, timeout=PATIENCE)
     try:
-        connection.request(
-            "POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"}
-        )
+        headers = {"Content-Type": "application/json"}
+        connection.request("POST", path, json.dumps(body), headers)
         response = connection.getresponse()
         if response.status != http.HTTPStatus.OK:
-            raise StepFailed(f"{model}: {response.status} {response.read()!r}")
-        if not stream:
-            return str(json.loads(response.read())["choices"][0]["text"])
-        return "".join(_stream_texts(response))
+            raise StepFailed(f"{body['model']}: {response.status} {response.read()!r}")
+        yield response
     except (OSError, http.client.HTTPException) as error:
-        raise StepFailed(f"{model}: {error}") from None
+        raise StepFailed(f"{body['model']}: {error}") from None
     finally:
         connection.close()
-
-
-def _stream_texts(response: http.client.HTTPResponse) -> list[str]:
-    texts = []
-    for line in response:
-        data = line.removeprefix(b"data: ").strip()
-        if line.startswith(b"data: ") and data != b"[DONE]":
-            event: dict[str, Any] = json.loads(data)
-            texts += [str(choice.get("text") or "") for choice in event["choices"]]
-    return texts
 
 
 if __name__ == "__main__":

@@ -122,6 +122,28 @@ def test_a_wrong_configuration_leaves_the_running_one() -> None:
     assert complete(OPT).text
 
 
+def test_a_request_waits_for_a_configuration_that_is_mended() -> None:
+    two_fakes()
+    sh("systemctl", "stop", "llmuxd.service")
+    good = CONFIG.read_text(encoding="utf-8")
+    CONFIG.write_text("models: [", encoding="utf-8")
+    answers: list[Answer] = []
+    client = threading.Thread(target=lambda: answers.append(complete(OPT)))
+    client.start()
+    eventually(lambda: f"{CONFIG}:2:1" in journal("llmuxd.service"), "llmuxd says what is wrong")
+    CONFIG.write_text(good, encoding="utf-8")
+    client.join(timeout=60)
+    assert answers and answers[0].text
+
+
+def test_a_unit_restarted_by_hand_goes_on() -> None:
+    two_fakes()
+    assert complete(OPT).text
+    sh("systemctl", "restart", names.unit(OPT))
+    assert complete(OPT).text
+    assert counter(OPT) == 2
+
+
 def test_the_bus_is_restarted() -> None:
     two_fakes()
     assert complete(OPT).text

@@ -4,7 +4,8 @@
 import json
 import shutil
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -152,6 +153,50 @@ def test_a_full_disk_during_a_checkpoint_stops_the_model() -> None:
     assert state(OPT) == "cold"
     assert complete(QWEN).text
     assert complete(OPT).text
+
+
+@pytest.mark.parametrize("room", [0, 4096])
+def test_a_disk_that_is_full_for_the_record_too_stops_the_model(room: int) -> None:
+    """`room` is what is free, in bytes, when the checkpoint begins."""
+    configure(
+        {
+            OPT: {"args": ["--model", OPT, "--memory-mb", "64"]},
+            QWEN: {"args": ["--model", QWEN]},
+        }
+    )
+    assert complete(OPT).text
+    sh("llmuxctl", "checkpoint", OPT)
+    sh("llmuxctl", "switch", OPT)
+    with _small_disk_for(image(OPT), CHECKPOINTS) as disk:
+        (disk / "filler").write_bytes(bytes(shutil.disk_usage(disk).free - room))
+        _, said = fails("llmuxctl", "checkpoint", OPT)
+        assert "stopped without a checkpoint" in said
+        assert unit(OPT, "ActiveState") == "inactive"
+        assert state(OPT) == "cold"
+        assert complete(QWEN).text
+        assert complete(OPT).text
+        assert counter(OPT) == 1
+
+
+@contextmanager
+def _small_disk_for(*directories: Path) -> Iterator[Path]:
+    """One file system of 8 MiB that holds all these directories and what is in them."""
+    disk = Path("/run/small-disk")
+    disk.mkdir()
+    sh("mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(disk))
+    mounted = [disk]
+    try:
+        for number, directory in enumerate(directories):
+            (disk / str(number)).mkdir()
+            for file in directory.glob("*.json"):
+                shutil.move(file, disk / str(number))
+            sh("mount", "--bind", str(disk / str(number)), str(directory))
+            mounted.append(directory)
+        yield disk
+    finally:
+        for directory in reversed(mounted):
+            sh("umount", "--lazy", str(directory), check=False)
+        disk.rmdir()
 
 
 def test_a_port_that_is_taken_means_a_cold_start_on_another() -> None:
