@@ -171,14 +171,13 @@ class Tour:
 
     def _chat(self) -> None:
         """A switch for the other of the two APIs, by a client that streams."""
-        first, _ = self._models
+        first, second = self._models
+        self._ask(first, f"switch from {second}")
         begin = time.monotonic()
-        said = _chat(first)
-        self._say(
-            f"POST /v1/chat/completions {first} (streamed): {time.monotonic() - begin:.2f} s"
-            f" {said!r:.60}"
-        )
-        self._expect(bool(said), f"{first} said nothing")
+        said = _chat(second)
+        seconds = time.monotonic() - begin
+        self._say(f"POST /v1/chat/completions {second} (streamed): {seconds:.2f} s {said!r:.60}")
+        self._expect(bool(said), f"{second} said nothing")
 
     def _warmup(self) -> None:
         """The command of the first day; here it finds one model ready and one that runs."""
