@@ -9,6 +9,7 @@ keys silently, `4000:01` for 240001 and `on` for true.
 import difflib
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
 from pathlib import Path
@@ -36,6 +37,13 @@ class Engine(StrEnum):
     GENERIC = "generic"
 
 
+class Snapshot(StrEnum):
+    """Which state of the model its checkpoint holds."""
+
+    PRISTINE = "pristine"  # taken once, restored as often as wanted
+    LIVE = "live"  # taken anew each time the model leaves
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """One model: what to run, and what it needs. Times are in seconds."""
@@ -56,6 +64,8 @@ class ModelConfig:
     start_timeout: float = 900.0
     restore_timeout: float = 300.0
     checkpoint: bool = True
+    snapshot: Snapshot = Snapshot.PRISTINE
+    canary: bool = True
 
     @property
     def device_names(self) -> tuple[str, ...]:
@@ -77,6 +87,8 @@ class ModelConfig:
             "start_timeout",
             "restore_timeout",
             "checkpoint",
+            "snapshot",
+            "canary",
             "health",
             "engine",
         ):
@@ -245,13 +257,15 @@ class _Reader:
                 case "gpus":
                     values[name] = self._gpus(node)
                 case "engine":
-                    values[name] = self._engine(node)
+                    values[name] = Engine(self._choice(node, name, list(Engine)))
                 case "port":
                     values[name] = self._integer(node, name, low=1, high=65535)
                 case "start_timeout" | "restore_timeout":
                     values[name] = self._seconds(node, name)
-                case "checkpoint":
+                case "checkpoint" | "canary":
                     values[name] = self._boolean(node, name)
+                case "snapshot":
+                    values[name] = Snapshot(self._choice(node, name, list(Snapshot)))
                 case "health":
                     values[name] = self._health(node)
                 case _:
@@ -337,14 +351,14 @@ class _Reader:
             raise self._error(node, f"{what} must be true or false, not {text!r}")
         return text == "true"
 
-    def _engine(self, node: yaml.Node) -> Engine:
-        text = self._text(node, "engine")
-        known = [engine.value for engine in Engine]
+    def _choice(self, node: yaml.Node, what: str, choices: Sequence[str]) -> str:
+        text = self._text(node, what)
+        known = [str(choice) for choice in choices]
         if text not in known:
             raise self._error(
-                node, f"unknown engine {text!r}", nearest(text, known) or f"one of {known}"
+                node, f"unknown {what} {text!r}", nearest(text, known) or f"one of {known}"
             )
-        return Engine(text)
+        return text
 
     def _health(self, node: yaml.Node) -> str:
         text = self._text(node, "health")

@@ -10,6 +10,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from .. import files, names
+from ..config import Snapshot
 
 
 class Way(StrEnum):
@@ -30,8 +31,8 @@ class Leave(StrEnum):
 class Activation:
     """One run. `port` is on 127.0.0.1; `seconds` is from ExecStart's begin to health.
 
-    `definition`, `checkpoint` and `gpus` are those of the configuration that it was started with:
-    the file may say something else, or be gone, by the time it is stopped.
+    From `definition` to `devices` it is what the configuration said when it was started: the file
+    may say something else, or be gone, by the time it is stopped.
     """
 
     model: str
@@ -42,6 +43,9 @@ class Activation:
     way: Way
     seconds: float
     why_cold: str = ""
+    snapshot: Snapshot = Snapshot.LIVE
+    canary: bool = False
+    devices: tuple[str, ...] = ()
 
     def save(self) -> None:
         """Publish it for llmuxd."""
@@ -63,6 +67,9 @@ class Activation:
                 way=Way(str(raw["way"])),
                 seconds=float(str(raw["seconds"])),
                 why_cold=str(raw.get("why_cold", "")),
+                snapshot=Snapshot(str(raw.get("snapshot", Snapshot.LIVE))),
+                canary=bool(raw.get("canary")),
+                devices=_texts(raw.get("devices")),
             )
         except (KeyError, ValueError):
             return None
@@ -74,7 +81,11 @@ class Activation:
 
 
 def _numbers(raw: object) -> tuple[int, ...]:
-    return tuple(int(str(item)) for item in raw) if isinstance(raw, list) else ()
+    return tuple(int(item) for item in _texts(raw))
+
+
+def _texts(raw: object) -> tuple[str, ...]:
+    return tuple(str(item) for item in raw) if isinstance(raw, list) else ()
 
 
 def order_leave(model: str, leave: Leave) -> None:

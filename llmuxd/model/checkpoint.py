@@ -11,36 +11,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from .. import files, names
+from .identity import Identity
 
 # Larger files of an image are known by their size alone.
 HASHED_SIZE = 1 << 20
-
-
-@dataclass(frozen=True)
-class Identity:
-    """All that must be the same where an image is restored as where it was taken."""
-
-    definition: str
-    image_id: str
-    machine_id: str
-    kernel: str
-    criu: str
-
-    def difference(self, other: "Identity") -> str | None:
-        """What changed from this to `other`, in words; None where nothing did."""
-        words = {
-            "definition": "the model's definition in llmux.yaml",
-            "image_id": "the container image",
-            "machine_id": "the machine",
-            "kernel": "the kernel",
-            "criu": "CRIU",
-        }
-        changed = [
-            f"{text} changed"
-            for key, text in words.items()
-            if getattr(self, key) != getattr(other, key)
-        ]
-        return ", ".join(changed) or None
 
 
 @dataclass(frozen=True)
@@ -48,7 +22,8 @@ class Checkpoint:
     """One image. `taken_at` is Unix time, `seconds` the dump's length, `size` in bytes on disk.
 
     `manifest` has the size of each file, and a hash of the small ones; a page file is too large to
-    read twice. `invalid` says why it must not be restored; empty for a good one.
+    read twice. `canary` is what the server answered to engine.py's canary when the image was taken;
+    empty where it was not asked. `invalid` says why it must not be restored; empty for a good one.
     """
 
     model: str
@@ -60,6 +35,7 @@ class Checkpoint:
     size: int
     directory: str
     manifest: dict[str, str] = field(default_factory=dict)
+    canary: str = ""
     invalid: str = ""
 
     @property
@@ -117,6 +93,7 @@ class Checkpoint:
                 size=int(str(raw["size"])),
                 directory=str(raw["directory"]),
                 manifest=_texts(raw["manifest"]),
+                canary=str(raw.get("canary", "")),
                 invalid=str(raw.get("invalid", "")),
             )
         except (KeyError, TypeError, ValueError):

@@ -137,7 +137,7 @@ class Container:
         self.remove()
 
     def halt(self) -> None:
-        """Have no process, network or mount of it left, but keep it and its checkpoint."""
+        """Kill it: no process, network or mount is left, but it and its checkpoint are kept."""
         run(["podman", "stop", "--ignore", "--time", "0", self.name], REMOVE_TIMEOUT)
         run(["podman", "container", "cleanup", self.name], REMOVE_TIMEOUT)
 

@@ -8,17 +8,18 @@ nothing that holds the GPU, a port or half a container is left, whoever died and
 import contextlib
 import logging
 import os
+import shutil
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import sdnotify
 
-from ..config import ModelConfig
-from . import cgroup, engine, port
+from ..config import ModelConfig, Snapshot
+from . import cgroup, engine, identity, port
 from .activation import Activation, Leave, Way, conmon_pidfile, stopping_mark, take_leave_order
-from .checkpoint import Checkpoint, Identity, disk_usage, manifest, now
-from .container import Container, Facts, criu_version, empty_directory
+from .checkpoint import Checkpoint, disk_usage, manifest, now
+from .container import Container, Facts, empty_directory
 from .process import TIMED_OUT, CommandFailed
 
 log = logging.getLogger("llmux-model")
@@ -33,6 +34,10 @@ class StartFailed(Exception):
 
 class CannotRestore(Exception):
     """There is no checkpoint that could be, or was, restored; one line says why."""
+
+
+class NoRoom(Exception):
+    """The disk is too full for an image; one line says by how much."""
 
 
 class DiedAlone(Exception):
@@ -74,19 +79,25 @@ class Lifecycle:
             self._void_checkpoint(why_cold)
             running = self._start_cold()
         seconds = time.monotonic() - begin
-        Activation(
-            self._model.name,
-            running.port,
-            self._model.definition,
-            self._model.checkpoint,
-            self._model.gpus,
-            way,
-            seconds,
-            why_cold,
-        ).save()
+        self._activation(running, way, seconds, why_cold).save()
         log.info("serving after %.2f s (%s)", seconds, way)
         status = f"serving ({way}, {seconds:.2f} s)"
         self._notify(f"MAINPID={running.conmon_pid}\nREADY=1\nSTATUS={status}")
+
+    def _activation(self, running: Running, way: Way, seconds: float, why_cold: str) -> Activation:
+        return Activation(
+            model=self._model.name,
+            port=running.port,
+            definition=self._model.definition,
+            checkpoint=self._model.checkpoint,
+            gpus=self._model.gpus,
+            way=way,
+            seconds=seconds,
+            why_cold=why_cold,
+            snapshot=self._model.snapshot,
+            canary=engine.has_canary(self._model),
+            devices=self._model.device_names,
+        )
 
     def stop(self) -> None:
         """End the model as ordered; by default with a checkpoint."""
@@ -97,6 +108,10 @@ class Lifecycle:
         stopping_mark(self._model.name).touch()
         activation = Activation.load(self._model.name)
         if leave is Leave.CHECKPOINT and activation is not None and activation.checkpoint:
+            if activation.snapshot is Snapshot.PRISTINE and self._has_pristine(facts, activation):
+                self.tell("ending the server; its checkpoint is kept")
+                self._container.halt()
+                return
             self.tell("writing the checkpoint")
             if self._checkpoint(facts, activation):
                 return
@@ -147,7 +162,8 @@ class Lifecycle:
         record = Checkpoint.load(self._model.name)
         if record is None:
             raise CannotRestore("there is no checkpoint")
-        here = _identity(self._model.definition, self._container.image_id())
+        model = self._model
+        here = identity.here(model.definition, self._container.image_id(), model.device_names)
         try:
             why_not = record.why_not(here)
         except OSError as error:
@@ -159,13 +175,27 @@ class Lifecycle:
         self.tell("restoring the checkpoint")
         try:
             self._container.restore(self._model.restore_timeout)
-            return self._wait_healthy(record.port, self._model.restore_timeout)
-        except (CommandFailed, OSError, engine.EngineDied, engine.EngineTimeout) as error:
+            running = self._wait_healthy(record.port, self._model.restore_timeout)
+            self._check_canary(record)
+            return running
+        except (
+            CommandFailed, OSError, engine.EngineDied, engine.EngineTimeout, engine.WrongAnswer
+        ) as error:  # fmt: skip
             reason = f"the restore failed: {error}"
-            log.warning("%s", reason)
+            log.error("%s", reason)
             record.invalidate(reason)
             cgroup.kill_others()
             raise CannotRestore(reason) from None
+
+    def _check_canary(self, record: Checkpoint) -> None:
+        """Ask what was asked when the image was taken; WrongAnswer where it says something else."""
+        if not record.canary or not engine.has_canary(self._model):
+            return
+        answer = engine.canary(record.port)
+        if answer != record.canary:
+            raise engine.WrongAnswer(
+                f"its canary says {answer or 'nothing'}, before the checkpoint {record.canary}"
+            )
 
     def _start_cold(self) -> Running:
         self.tell("starting cold")
@@ -189,14 +219,29 @@ class Lifecycle:
         engine.wait_healthy(self._model, listen, facts.conmon_pid, timeout)
         return Running(listen, facts.conmon_pid)
 
+    def _has_pristine(self, facts: Facts, activation: Activation) -> bool:
+        """Whether this container has an image on disk that could be restored here again."""
+        record = Checkpoint.load(self._model.name)
+        if record is None or record.container_id != facts.id:
+            return False
+        try:
+            here = identity.here(activation.definition, facts.image_id, activation.devices)
+            why_not = record.why_not(here)
+        except OSError as error:
+            why_not = f"its files cannot be read: {error.strerror}"
+        if why_not:
+            log.warning("the checkpoint is of no use any more and is taken anew: %s", why_not)
+        return why_not is None
+
     def _checkpoint(self, facts: Facts, activation: Activation) -> bool:
         """Dump the container; False where it could not be done."""
         begin = time.monotonic()
+        before = Checkpoint.load(self._model.name)
         record = Checkpoint(
             model=self._model.name,
             container_id=facts.id,
             port=activation.port,
-            identity=_identity(activation.definition, facts.image_id),
+            identity=identity.here(activation.definition, facts.image_id, activation.devices),
             taken_at=now(),
             seconds=0.0,
             size=0,
@@ -205,12 +250,15 @@ class Lifecycle:
         # Until the dump is whole, a crash must not leave a record that vouches for it.
         record.invalidate("the checkpoint was not finished")
         try:
+            answer = engine.canary(activation.port) if activation.canary else ""
+            _check_room(facts.checkpoint_directory, before)
             self._container.checkpoint()
             size = disk_usage(facts.checkpoint_directory)
             files = manifest(facts.checkpoint_directory)
             seconds = time.monotonic() - begin
-            replace(record, seconds=seconds, size=size, manifest=files, invalid="").save()
-        except (CommandFailed, OSError) as error:
+            record = replace(record, seconds=seconds, size=size, manifest=files, canary=answer)
+            record.save()
+        except (CommandFailed, OSError, engine.WrongAnswer, NoRoom) as error:
             reason = f"the checkpoint failed: {error}"
             log.error("%s; stopping the model instead", reason)
             with contextlib.suppress(OSError):
@@ -224,18 +272,14 @@ class Lifecycle:
         return True
 
 
-def _identity(definition: str, image_id: str) -> Identity:
-    return Identity(
-        definition=definition,
-        image_id=image_id,
-        machine_id=_machine_id(),
-        kernel=os.uname().release,
-        criu=criu_version(),
-    )
-
-
-def _machine_id() -> str:
-    try:
-        return Path("/etc/machine-id").read_text(encoding="ascii").strip()
-    except OSError:
-        return ""
+def _check_room(directory: Path, before: Checkpoint | None) -> None:
+    """NoRoom where an image as large as the last one will not fit; that one is removed first."""
+    if before is None:
+        return
+    free = shutil.disk_usage(directory if directory.is_dir() else directory.parent).free
+    free += disk_usage(directory)
+    if free < before.size:
+        raise NoRoom(
+            f"the disk of {directory} has room for {free / 1e9:.1f} GB,"
+            f" and the last image took {before.size / 1e9:.1f} GB"
+        )

@@ -11,7 +11,8 @@ from dbus_next.aio import MessageBus
 from llmuxd import files, names
 from llmuxd.config import Config, ModelConfig
 from llmuxd.model.activation import Activation, Leave, Way, take_leave_order
-from llmuxd.model.checkpoint import Checkpoint, Identity
+from llmuxd.model.checkpoint import Checkpoint
+from llmuxd.model.identity import Identity
 from llmuxd.state import UnitStatus
 from llmuxd.units import Units
 

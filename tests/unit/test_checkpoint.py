@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 
 from llmuxd import files
-from llmuxd.model.checkpoint import Checkpoint, Identity, disk_usage
+from llmuxd.model.checkpoint import Checkpoint, disk_usage
+from llmuxd.model.identity import Identity
 
 NAME = "Qwen/Qwen2.5-3B-Instruct"
-HERE = Identity("d1", "i1", "m1", "6.18", "Version: 4.2.1")
+HERE = Identity("d1", "i1", "m1", "6.18", "Version: 4.2.1", "580", "H100", "p", "c", "n")
 
 
 def record(directory: Path) -> Checkpoint:
@@ -42,6 +43,11 @@ def test_good_record_may_be_restored_here(image: Path) -> None:
         ("machine_id", "machine"),
         ("kernel", "kernel"),
         ("criu", "CRIU"),
+        ("driver", "NVIDIA driver"),
+        ("gpus", "GPUs"),
+        ("plugin", "CUDA plugin"),
+        ("cuda_checkpoint", "cuda-checkpoint"),
+        ("cdi", "CDI"),
     ],
 )
 def test_each_part_of_the_identity_counts_and_is_named(image: Path, key: str, word: str) -> None:

@@ -56,8 +56,11 @@ def eventually(what: Callable[[], object], wanted: str, timeout: float = PATIENC
 
 
 def configure(models: Json, defaults: Json | None = None) -> None:
-    """Make these the models of the host and start llmuxd. JSON is YAML."""
-    base: Json = {"image": FAKE, "engine": "generic", "devices": []}
+    """Make these the models of the host and start llmuxd. JSON is YAML.
+
+    Checkpoints are live ones here, so that the server's memory tells what was restored.
+    """
+    base: Json = {"image": FAKE, "engine": "generic", "devices": [], "snapshot": "live"}
     CONFIG.write_text(
         json.dumps({"defaults": base | (defaults or {}), "models": models}), encoding="utf-8"
     )

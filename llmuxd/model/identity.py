@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: MIT
+"""All that must be the same where an image is restored as where it was taken."""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from .container import criu_version
+
+# Where CRIU looks for its plugins, by distribution; crun.conf's libdir names one of them.
+PLUGINS = ("/usr/lib/criu", "/usr/lib64/criu", "/usr/local/lib/criu")
+CDI = ("/etc/cdi", "/var/run/cdi")
+NVIDIA = "/proc/driver/nvidia"
+
+_WORDS = {
+    "definition": "the model's definition in llmux.yaml",
+    "image_id": "the container image",
+    "machine_id": "the machine",
+    "kernel": "the kernel",
+    "criu": "CRIU",
+    "driver": "the NVIDIA driver",
+    "gpus": "the host's GPUs",
+    "plugin": "CRIU's CUDA plugin",
+    "cuda_checkpoint": "cuda-checkpoint",
+    "cdi": "the CDI specification of the GPUs",
+}
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Texts to compare: versions, ids, or hashes. Those from `driver` on are of models with a GPU.
+
+    CDI names the driver's files by version, and the plugin calls cuda-checkpoint: an image made
+    with others is refused by them late, or restored without its GPU state.
+    """
+
+    definition: str
+    image_id: str
+    machine_id: str
+    kernel: str
+    criu: str
+    driver: str = ""
+    gpus: str = ""
+    plugin: str = ""
+    cuda_checkpoint: str = ""
+    cdi: str = ""
+
+    def difference(self, other: "Identity") -> str | None:
+        """What changed from this to `other`, in words; None where nothing did."""
+        changed = [
+            f"{text} changed"
+            for key, text in _WORDS.items()
+            if getattr(self, key) != getattr(other, key)
+        ]
+        return ", ".join(changed) or None
+
+
+def here(definition: str, image_id: str, devices: Iterable[str]) -> Identity:
+    """The identity of an image that would be taken now, of a container with these devices."""
+    common = Identity(
+        definition=definition,
+        image_id=image_id,
+        machine_id=_text(Path("/etc/machine-id")).strip(),
+        kernel=os.uname().release,
+        criu=criu_version(),
+    )
+    if not any("nvidia" in device for device in devices):
+        return common
+    return Identity(
+        **vars(common)
+        | {
+            "driver": _text(Path(NVIDIA, "version")).partition("\n")[0],
+            "gpus": _gpus(Path(NVIDIA, "gpus")),
+            "plugin": _hash(Path(place, "cuda_plugin.so") for place in PLUGINS),
+            "cuda_checkpoint": _hash([Path(shutil.which("cuda-checkpoint") or "/nonexistent")]),
+            "cdi": _hash(path for place in CDI for path in sorted(Path(place).glob("*nvidia*"))),
+        }
+    )
+
+
+def _gpus(directory: Path) -> str:
+    """`MODEL UUID` of each card, in the order of their places on the bus."""
+    found = []
+    for path in sorted(directory.glob("*/information")):
+        lines = [line.partition(":") for line in _text(path).splitlines()]
+        told = {key.strip(): value.strip() for key, _, value in lines}
+        found.append(f"{told.get('Model', '')} {told.get('GPU UUID', '')}")
+    return ", ".join(found)
+
+
+def _hash(paths: Iterable[Path]) -> str:
+    """One hash of the files of `paths` that are there; empty where none is."""
+    contents = [path.read_bytes() for path in paths if path.is_file()]
+    return hashlib.sha256(b"".join(contents)).hexdigest() if contents else ""
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""

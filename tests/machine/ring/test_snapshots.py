@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: MIT
+"""Checkpoint once and restore many times, and the canary that proves what came back."""
+
+import http.client
+import json
+from pathlib import Path
+from typing import Any
+
+from llmuxd import names
+
+from .guest import (
+    CHECKPOINTS,
+    OPT,
+    QWEN,
+    complete,
+    configure,
+    counter,
+    fails,
+    image,
+    journal,
+    record,
+    sh,
+    state,
+)
+
+
+def _pristine(**more: Any) -> None:
+    """The two models, as an engine that has a canary."""
+    configure(
+        {
+            name: {"args": ["--model", name], "snapshot": "pristine", "engine": "vllm", **more}
+            for name in (OPT, QWEN)
+        }
+    )
+
+
+def _files(model: str) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in image(model).iterdir()}
+
+
+def _behave(model: str, **how: object) -> None:
+    """Tell the fake engine of a running model, past the proxy."""
+    port = json.loads(Path(f"/run/llmux/{names.slug(model)}.json").read_text())["port"]
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection.request("POST", "/control", json.dumps(how))
+    assert connection.getresponse().status == 200
+    connection.close()
+
+
+def test_one_checkpoint_is_restored_as_often_as_wanted() -> None:
+    _pristine()
+    sh("llmuxctl", "warmup")
+    told, files = record(OPT), _files(OPT)
+    text = complete(OPT).text
+    for _ in range(5):
+        assert complete(OPT).text == text
+        # Each time as it was after the warm-up: the canary's request, and those since.
+        before = counter(OPT)
+        assert complete(QWEN).text
+        assert state(OPT) == "checkpointed"
+        assert complete(OPT).text == text
+        assert counter(OPT) <= before
+    assert (record(OPT), _files(OPT)) == (told, files)
+    assert "cold start" not in journal(names.unit(OPT)).replace("cold start: there is no", "")
+
+
+def test_a_checkpoint_by_hand_of_a_restored_model_writes_nothing() -> None:
+    _pristine()
+    sh("llmuxctl", "warmup", OPT)
+    files = _files(OPT)
+    sh("llmuxctl", "switch", OPT)
+    sh("systemctl", "stop", names.unit(OPT))
+    assert sh("systemctl", "show", "-P", "Result", names.unit(OPT)) == "success"
+    assert _files(OPT) == files
+    assert complete(OPT).text
+
+
+def test_a_pristine_image_that_was_damaged_meanwhile_is_taken_anew() -> None:
+    _pristine()
+    sh("llmuxctl", "warmup", OPT)
+    sh("llmuxctl", "switch", OPT)
+    (image(OPT) / "inventory.img").write_bytes(b"not an image")
+    sh("llmuxctl", "checkpoint", OPT)
+    assert "is taken anew: its file inventory.img is damaged" in journal(names.unit(OPT))
+    assert complete(OPT).text
+    assert "the restore failed" not in journal(names.unit(OPT))
+
+
+def test_a_killed_server_comes_back_from_its_pristine_image() -> None:
+    _pristine()
+    sh("llmuxctl", "warmup", OPT)
+    text = complete(OPT).text
+    sh("podman", "kill", names.container(OPT))
+    assert complete(OPT).text == text
+    assert sh("busctl", "get-property", "org.llmux", names.object_path(OPT), "org.llmux.Model",
+              "ActivatedBy") == 's "restore"'  # fmt: skip
+
+
+def test_a_wrong_canary_discards_the_checkpoint_and_starts_cold() -> None:
+    _pristine()
+    sh("llmuxctl", "warmup", OPT)
+    told = record(OPT)
+    assert json.loads(told["canary"])["text"]
+    path = CHECKPOINTS / f"{names.slug(OPT)}.json"
+    path.write_text(json.dumps(told | {"canary": '{"text": "!!!!"}'}), encoding="utf-8")
+    assert complete(OPT).text
+    said = journal(names.unit(OPT))
+    assert "the restore failed: its canary says" in said and "serving after" in said
+    assert "before the checkpoint" in record(OPT)["invalid"]
+    sh("llmuxctl", "checkpoint", OPT)
+    assert not record(OPT)["invalid"]
+
+
+def test_a_server_that_fails_its_canary_is_not_checkpointed() -> None:
+    _pristine()
+    assert complete(OPT).text
+    _behave(OPT, status=500)
+    _, said = fails("llmuxctl", "checkpoint", OPT)
+    assert "it answers its canary with status 500" in said
+    assert state(OPT) == "cold"
+
+
+def test_without_room_for_an_image_nothing_is_written() -> None:
+    _pristine(snapshot="live")
+    sh("llmuxctl", "warmup", OPT)
+    sh("llmuxctl", "switch", OPT)
+    path = CHECKPOINTS / f"{names.slug(OPT)}.json"
+    path.write_text(json.dumps(record(OPT) | {"size": 1 << 60}), encoding="utf-8")
+    _, said = fails("llmuxctl", "checkpoint", OPT)
+    assert "has room for" in said
+    assert complete(OPT).text

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: MIT
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from llmuxd.model import identity
+from llmuxd.model.identity import Identity
+
+INFORMATION = """Model: \t\t NVIDIA H100 80GB HBM3
+IRQ:   \t\t 17
+GPU UUID: \t GPU-0f2c
+"""
+GPU = ["nvidia.com/gpu=0"]
+
+
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A host with one GPU, below a directory."""
+    for directory in ("nvidia/gpus/0000:01:00.0", "criu", "cdi", "bin"):
+        (tmp_path / directory).mkdir(parents=True)
+    (tmp_path / "nvidia/version").write_text("NVRM version: 580.159.04\nGCC version: 13\n")
+    (tmp_path / "nvidia/gpus/0000:01:00.0/information").write_text(INFORMATION)
+    (tmp_path / "criu/cuda_plugin.so").write_bytes(b"plugin")
+    (tmp_path / "cdi/nvidia.yaml").write_text("cdiVersion: 0.5.0")
+    (tmp_path / "bin/cuda-checkpoint").write_bytes(b"tool")
+    (tmp_path / "bin/cuda-checkpoint").chmod(0o755)
+    monkeypatch.setattr(identity, "NVIDIA", tmp_path / "nvidia")
+    monkeypatch.setattr(identity, "PLUGINS", (tmp_path / "no", tmp_path / "criu"))
+    monkeypatch.setattr(identity, "CDI", (tmp_path / "cdi", tmp_path / "no"))
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    return tmp_path
+
+
+def test_a_gpu_model_is_bound_to_all_that_its_restore_needs(host: Path) -> None:
+    here = identity.here("d", "i", GPU)
+    assert here.driver == "NVRM version: 580.159.04"
+    assert here.gpus == "NVIDIA H100 80GB HBM3 GPU-0f2c"
+    assert all([here.plugin, here.cuda_checkpoint, here.cdi, here.kernel])
+    assert identity.here("d", "i", ["/dev/nvidia0"]) == here
+
+
+@pytest.mark.parametrize(
+    ("file", "word"),
+    [
+        ("nvidia/version", "driver"),
+        ("nvidia/gpus/0000:01:00.0/information", "GPUs"),
+        ("criu/cuda_plugin.so", "plugin"),
+        ("cdi/nvidia.yaml", "CDI"),
+        ("bin/cuda-checkpoint", "cuda-checkpoint"),
+    ],
+)
+def test_each_change_of_the_host_is_named(host: Path, file: str, word: str) -> None:
+    before = identity.here("d", "i", GPU)
+    (host / file).write_text("another")
+    changed = before.difference(identity.here("d", "i", GPU))
+    assert changed is not None and word in changed and changed.count("changed") == 1
+
+
+def test_a_model_without_a_gpu_does_not_care_for_the_driver(host: Path) -> None:
+    before = identity.here("d", "i", [])
+    (host / "nvidia/version").write_text("another")
+    assert identity.here("d", "i", []) == before
+    assert before.driver == before.gpus == before.plugin == ""
+
+
+def test_a_host_without_any_of_it_has_empty_parts(host: Path) -> None:
+    for path in sorted(host.rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    here = identity.here("d", "i", GPU)
+    assert here.driver == here.gpus == here.plugin == here.cuda_checkpoint == here.cdi == ""
+
+
+def test_each_part_has_its_words() -> None:
+    empty = Identity(*["" for _ in fields(Identity)])
+    other = Identity(*["x" for _ in fields(Identity)])
+    said = empty.difference(other)
+    assert said is not None and said.count("changed") == len(fields(Identity))
