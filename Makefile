@@ -41,6 +41,11 @@ install-files:
 	done
 	$(FILL) packaging/llmux-model.in > $(DESTDIR)$(LIBEXECDIR)/llmux/llmux-model
 	chmod 755 $(DESTDIR)$(LIBEXECDIR)/llmux/llmux-model
+	install -d $(DESTDIR)$(BINDIR) $(DESTDIR)$(LIBEXECDIR)/llmux/bin
+	$(FILL) packaging/llmux-cuda-checkpoint.in > $(DESTDIR)$(BINDIR)/llmux-cuda-checkpoint
+	chmod 755 $(DESTDIR)$(BINDIR)/llmux-cuda-checkpoint
+	ln -sfr $(DESTDIR)$(BINDIR)/llmux-cuda-checkpoint \
+		$(DESTDIR)$(LIBEXECDIR)/llmux/bin/cuda-checkpoint
 	install -D -m 644 dbus/org.llmux.conf $(DESTDIR)$(POLICYDIR)/org.llmux.conf
 	install -D -m 644 dbus/org.llmux.service \
 		$(DESTDIR)$(DATADIR)/dbus-1/system-services/org.llmux.service

@@ -21,11 +21,12 @@ REQUIREMENTS = TOP / "tests" / "requirements.txt"
 MACHINE = "check"
 THERE = "/usr/src/llmuxd"
 
-# Debian's packages: pystemd is compiled, the bus ring has a dbus-daemon of its own, and names are
-# held against systemd-escape's.
+# Debian's packages: pystemd is compiled and so is the unit ring's libcuda, the bus ring has a
+# dbus-daemon of its own, and names are held against systemd-escape's.
 PACKAGES = (
     "dbus-daemon",
     "gcc",
+    "libc6-dev",
     "libsystemd-dev",
     "pkg-config",
     "python3-dev",

@@ -6,7 +6,10 @@ import os
 import signal
 from pathlib import Path
 
+from .process import run
+
 ROOT = Path("/sys/fs/cgroup")
+SHOW_TIMEOUT = 30.0
 
 
 def kill_others() -> None:
@@ -18,12 +21,31 @@ def kill_others() -> None:
     unit = _unit_directory()
     if unit is None:
         return
-    for procs in unit.rglob("cgroup.procs"):
+    for pid in processes(unit):
+        if pid != os.getpid():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def processes(directory: Path) -> list[int]:
+    """The processes of a cgroup and of those below it; none where there is no such cgroup."""
+    pids = []
+    for procs in directory.rglob("cgroup.procs"):
         with contextlib.suppress(OSError):
-            for pid in procs.read_text(encoding="ascii").split():
-                if int(pid) != os.getpid():
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(int(pid), signal.SIGKILL)
+            pids += [int(pid) for pid in procs.read_text(encoding="ascii").split()]
+    return pids
+
+
+def of_unit(unit: str) -> Path | None:
+    """The cgroup of a systemd unit, None where it does not run; CommandFailed without systemd."""
+    show = ["systemctl", "show", "--property=ControlGroup", "--value", "--", unit]
+    path = run(show, SHOW_TIMEOUT).strip()
+    return named(path) if path else None
+
+
+def named(path: str) -> Path:
+    """The directory of a cgroup; its path may begin at the hierarchy's root or at the host's."""
+    return Path(path) if Path(path).is_relative_to(ROOT) else ROOT / path.lstrip("/")
 
 
 def gather(pid: int) -> None:

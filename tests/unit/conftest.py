@@ -7,6 +7,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from . import fake_cuda
 from .guards import no_child_left, no_task_left, time_limit
 
 # The same examples each time, and no database beside the sources.
@@ -34,3 +35,18 @@ def directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("STATE_DIRECTORY", str(tmp_path / "state"))
     monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path / "run"))
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def libcuda(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A libcuda.so.1 that records its calls."""
+    return fake_cuda.compiled(tmp_path_factory.mktemp("libcuda"))
+
+
+@pytest.fixture
+def cuda(libcuda: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> fake_cuda.FakeCuda:
+    """The same, in a test of its own, with no process that uses CUDA yet."""
+    directory = tmp_path / "cuda"
+    directory.mkdir()
+    monkeypatch.setenv("FAKE_CUDA", str(directory))
+    return fake_cuda.FakeCuda(libcuda, directory, monkeypatch)
