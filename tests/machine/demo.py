@@ -38,7 +38,7 @@ class StepFailed(MachineError):
 
 @dataclass
 class Times:
-    """Seconds of one model; `checkpoint` is the image's, `leave` and `restore` have a round each."""
+    """Seconds of one model; `leave` and `restore` have one entry a round."""
 
     cold: float = 0.0
     checkpoint: float = 0.0
@@ -195,11 +195,12 @@ class Tour:
     def _print_table(self) -> None:
         rows = []
         for model, times in self._times.items():
+            parked = f"{times.park:.3f}" if times.park else "-"
             restore = statistics.median(times.restore)
             leave = statistics.median(times.leave)
             rows.append((
                 model, f"{times.cold:.2f}", f"{times.checkpoint:.2f}", f"{leave:.2f}",
-                f"{restore:.2f}", f"1 : {times.cold / restore:.1f}", f"{times.park:.3f}" if times.park else "-",
+                f"{restore:.2f}", f"1 : {times.cold / restore:.1f}", parked,
             ))  # fmt: skip
         process.say("")
         process.say("Seconds, from the request to the end of its answer; medians of the rounds.")
