@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-# make demo | check | bench | install DESTDIR= PREFIX=
+# make demo | check | bench-switch | install DESTDIR= PREFIX=
 
 PREFIX     ?= /usr
 DESTDIR    ?=
@@ -63,3 +63,8 @@ check:
 .PHONY: demo
 demo:
 	python3 -m tests.machine.demo $(TOUR)
+
+# Ten switches each way between two vLLM models, in the machine: a table, ratios and goals.
+.PHONY: bench-switch
+bench-switch:
+	python3 -m tests.bench.switch

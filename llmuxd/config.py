@@ -44,6 +44,13 @@ class Snapshot(StrEnum):
     LIVE = "live"  # taken anew each time the model leaves
 
 
+class Tier(StrEnum):
+    """Where a model waits that another one takes the GPU from."""
+
+    CHECKPOINT = "checkpoint"  # on disk, the unit inactive
+    PARK = "park"  # in memory, the unit frozen; on disk where memory is short
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """One model: what to run, and what it needs. Times are in seconds."""
@@ -66,6 +73,7 @@ class ModelConfig:
     checkpoint: bool = True
     snapshot: Snapshot = Snapshot.PRISTINE
     canary: bool = True
+    tier: Tier = Tier.CHECKPOINT
 
     @property
     def device_names(self) -> tuple[str, ...]:
@@ -89,6 +97,7 @@ class ModelConfig:
             "checkpoint",
             "snapshot",
             "canary",
+            "tier",
             "health",
             "engine",
         ):
@@ -264,6 +273,8 @@ class _Reader:
                     values[name] = self._seconds(node, name)
                 case "checkpoint" | "canary":
                     values[name] = self._boolean(node, name)
+                case "tier":
+                    values[name] = Tier(self._choice(node, name, list(Tier)))
                 case "snapshot":
                     values[name] = Snapshot(self._choice(node, name, list(Snapshot)))
                 case "health":

@@ -14,9 +14,9 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
-from . import policy
+from . import memory, policy
 from .backend import Backend
-from .config import Config, ModelConfig
+from .config import Config, ModelConfig, Tier
 from .errors import (
     Internal,
     LlmuxError,
@@ -291,10 +291,11 @@ class Switcher:
             self._call_back(self._models[name])
         for name in decision.drain:
             model = self._models[name]
-            self._begin(model, Stage.DRAINING, self._out(model, Leave.CHECKPOINT))
+            self._begin(model, Stage.DRAINING, self._make_room(model))
         for name in decision.activate:
             model = self._models[name]
             self._begin(model, Stage.COMING, self._activate(model))
+        self._spill()
         due = [model.connect_at for model in self._models.values() if model.connect_at > now]
         if decision.again_at is not None:
             due.append(decision.again_at)
@@ -476,6 +477,32 @@ class Switcher:
         model.moving = Stage.LEAVING
         await self._close_backend(model)
         await self._units.freeze(model.name)
+
+    async def _make_room(self, model: Model) -> None:
+        """Leave the GPU for another model, by the tier that was configured if it can be."""
+        if model.config.tier is Tier.PARK and not model.config.device_names and not memory.short():
+            try:
+                await self._freeze(model)
+                return
+            except LlmuxError as error:
+                log.warning("%s cannot be parked and is checkpointed: %s", model.name, error)
+        await self._out(model, Leave.CHECKPOINT)
+
+    def _spill(self) -> None:
+        """Where memory is short, the parked model that was used least lately goes to disk."""
+        parked = [
+            model
+            for model in self._models.values()
+            if self.state(model.name) is State.PARKED
+            and model.transition is None
+            and model.may_leave_at <= time.monotonic()
+        ]
+        # One at a time: what the one before gave back is not known until it is gone.
+        leaving = any(model.moving is Stage.LEAVING for model in self._models.values())
+        if parked and not leaving and memory.short():
+            model = min(parked, key=lambda model: model.last_used)
+            log.info("%s: memory is short, from parked to disk", model.name)
+            self._begin(model, Stage.LEAVING, self._out(model, Leave.CHECKPOINT))
 
     async def _drain(self, model: Model) -> None:
         if model.in_flight:

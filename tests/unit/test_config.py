@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmuxd import config
-from llmuxd.config import Config, Engine, ModelConfig, Snapshot
+from llmuxd.config import Config, Engine, ModelConfig, Snapshot, Tier
 from llmuxd.errors import ConfigInvalid, NoSuchModel
 
 PATH = Path("llmux.yaml")
@@ -83,12 +83,12 @@ def test_every_setting_can_be_written() -> None:
         "image: j, engine: llama-server, args: [x], env: {A: '1'}, volumes: [/a:/b],"
         "gpus: [2, 0], devices: [/dev/kfd], podman_args: [--init], aliases: [z], port: 1,"
         "health: /live, shm_size: 1g, start_timeout: 1.5, checkpoint: false,"
-        "snapshot: live, canary: false"
+        "snapshot: live, canary: false, tier: park"
     )
     assert model == ModelConfig(
         "a", "j", Engine.LLAMA_SERVER, ("x",), (("A", "1"),), ("/a:/b",), (2, 0), ("/dev/kfd",),
         ("--init",), ("z",), 1, "/live", "1g", 1.5, checkpoint=False, snapshot=Snapshot.LIVE,
-        canary=False,
+        canary=False, tier=Tier.PARK,
     )  # fmt: skip
     assert model.device_names == ("/dev/kfd",)
     defaults = ModelConfig("a", "i")
@@ -258,6 +258,7 @@ CHANGES: dict[str, object] = {
 KEPT: dict[str, object] = {
     "aliases": ("x",), "start_timeout": 1.0, "checkpoint": False, "health": "/live",
     "restore_timeout": 2.0, "engine": Engine.GENERIC, "snapshot": Snapshot.LIVE, "canary": False,
+    "tier": Tier.PARK,
 }  # fmt: skip
 
 

@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 
 from llmuxd import switcher
-from llmuxd.errors import ModelFailed, NoSuchModel, NotRunning, NotSupported, Stopping
+from llmuxd.config import Tier
+from llmuxd.errors import (
+    ModelFailed,
+    NoSuchModel,
+    NotRunning,
+    NotSupported,
+    Stopping,
+    UnitRefused,
+)
 from llmuxd.jobs import Job
 from llmuxd.model.activation import Activation
 from llmuxd.model.checkpoint import Checkpoint
@@ -473,6 +481,62 @@ async def test_word_of_a_server_that_was_replaced_already_is_ignored() -> None:
         current = stage.switcher.model("a").backend
         await stage.switcher.lost("a", backend)
         assert stage.switcher.model("a").backend is current
+
+
+# Tiers
+
+
+PARKING = replace(A, tier=Tier.PARK, devices=())
+
+
+async def test_a_model_that_parks_leaves_frozen_and_comes_back_thawed() -> None:
+    async with on_stage(PARKING, B) as stage:
+        await stage.ask("a")
+        await stage.ask("b")
+        assert stage.switcher.state("a") is State.PARKED
+        await stage.ask("a")
+        assert stage.units.log == ["start a", "freeze a", "start b", "stop b", "thaw a"]
+
+
+async def test_a_model_with_gpu_memory_is_checkpointed_all_the_same() -> None:
+    async with on_stage(replace(A, tier=Tier.PARK), B) as stage:
+        await stage.ask("a")
+        await stage.ask("b")
+        assert stage.units.log == ["start a", "stop a", "start b"]
+
+
+async def test_a_freeze_that_systemd_refuses_means_a_checkpoint() -> None:
+    async with on_stage(PARKING, B) as stage:
+
+        async def freeze(name: str) -> None:
+            raise UnitRefused("no freezer")
+
+        stage.units.freeze = freeze  # type: ignore[method-assign]
+        await stage.ask("a")
+        await stage.ask("b")
+        assert stage.units.log == ["start a", "stop a", "start b"]
+
+
+async def test_short_memory_sends_the_least_lately_used_to_disk(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    also = replace(a_model("c"), tier=Tier.PARK, devices=())
+    short = False
+    monkeypatch.setattr("llmuxd.memory.short", lambda: short)
+    async with on_stage(PARKING, B, also) as stage:
+        for name in ("c", "a", "b"):
+            await stage.ask(name)
+        assert stage.switcher.state("a") is stage.switcher.state("c") is State.PARKED
+        short = True
+        stage.switcher._kick()  # it looks whenever something happened
+        gate = stage.units.hold("stop", "c")
+        await gate.reached.wait()
+        await stage.settle()
+        assert stage.switcher.state("a") is State.PARKED
+        short = False
+        gate.open()
+        await stage.until_idle()
+        assert stage.units.log[-2:] == ["thaw c", "stop c"]
 
 
 # What operators do to units

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 TIMEOUT = 30.0
 # systemd's own for units. What root's shell finds elsewhere, a model's unit does not.
-UNIT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+UNIT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/usr/libexec/llmux/bin"
 
 Version = tuple[int, ...]
 

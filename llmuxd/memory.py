@@ -1,0 +1,17 @@
+# SPDX-License-Identifier: MIT
+"""The host's memory, for models that wait in it."""
+
+from pathlib import Path
+
+MEMINFO = Path("/proc/meminfo")
+
+# Parked models are not to take the last of it: what else runs on the host, page cache of
+# checkpoints included, keeps this share.
+RESERVE = 0.2
+
+
+def short() -> bool:
+    """Whether less than the reserve is available, by the kernel's own estimate (proc(5))."""
+    lines = MEMINFO.read_text(encoding="ascii").splitlines()
+    told = {key: int(value.split()[0]) for key, _, value in (line.partition(":") for line in lines)}
+    return told["MemAvailable"] < RESERVE * told["MemTotal"]

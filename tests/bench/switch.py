@@ -1,0 +1,326 @@
+# SPDX-License-Identifier: MIT
+"""make bench-switch: what a switch between two vLLM models costs, by hand and by llmuxd.
+
+Each switch is timed to the end of the first completion, of one token. By hand is what one does
+without llmuxd: podman container checkpoint, podman container restore, ask for the health each
+second. Runs in the test machine; the models are those of tests/machine/weights.py.
+"""
+
+import argparse
+import http.client
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from llmuxd import names
+from llmuxd.ctl import table
+from tests.machine import host, parts
+from tests.machine.machine import Machine
+from tests.machine.ring import guest
+from tests.machine.ring.guest import OPT, QWEN, sh
+
+MODELS = (OPT, QWEN)
+PATHS = {OPT: "/srv/models/opt-125m", QWEN: "/srv/models/qwen2.5-3b-instruct"}
+_SELF = "tests.bench.switch"
+PODMAN = "  podman and CRIU alone"
+FREEZER = "  bare freeze and thaw"
+# Switches in all, after which nothing may be left; and what llmuxd itself may have grown by.
+ENDURANCE = 100
+MAX_GROWTH_MB = 8.0
+MAX_NEW_FILES = 2
+
+
+@dataclass
+class Bench:
+    """The seconds of each way to switch, and what was seen meanwhile."""
+
+    rounds: int
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+    texts: dict[str, str] = field(default_factory=dict)
+    wrong: int = 0
+    missed: bool = False
+
+    def time(self, way: str, model: str, act: Callable[[], str]) -> None:
+        """Time one switch to `model`; its answer must be the one that it gave first."""
+        begin = time.monotonic()
+        text = act()
+        self.note(way, time.monotonic() - begin)
+        self.wrong += text != self.texts.setdefault(model, text)
+
+    def note(self, way: str, seconds: float) -> None:
+        """Keep a measured part."""
+        self.seconds.setdefault(way, []).append(seconds)
+
+    def median(self, way: str) -> float:
+        """The median of a way, in seconds."""
+        return statistics.median(self.seconds[way])
+
+    def goal(self, name: str, measured: float, unit: str, bound: float, *, least: bool) -> None:
+        """Print a goal's line."""
+        good = measured >= bound if least else measured <= bound
+        self.missed = self.missed or not good
+        sign = "at least" if least else "at most"
+        print(
+            f"goal {name}: {measured:.4g}{unit} (wanted {sign} {bound:.4g}{unit}):"
+            f" {'met' if good else 'missed'}"
+        )
+
+
+def turns(count: int) -> Iterator[tuple[str, str]]:
+    """(old, new) of each switch; the first turn finds MODELS[1] serving."""
+    for number in range(count):
+        yield MODELS[(number + 1) % 2], MODELS[number % 2]
+
+
+def configure(**more: Any) -> None:
+    """The two models with these settings, and llmuxd started anew."""
+    models = {
+        name: {
+            "image": "localhost/llmux-vllm:latest",
+            "engine": "vllm",
+            "args": ["--model", PATHS[name], "--served-model-name", name, "--max-model-len", "512"],
+            **more,
+        }
+        for name in MODELS
+    }
+    guest.configure(models, {"volumes": ["/srv/models:/srv/models:ro"]})
+
+
+def ask(model: str, port: int = 4000) -> str:
+    """One token."""
+    body = {"model": model, "prompt": "Hello", "max_tokens": 1, "temperature": 0}
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=600)
+    try:
+        connection.request(
+            "POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"}
+        )
+        response = connection.getresponse()
+        raw = response.read()
+        if response.status != http.HTTPStatus.OK:
+            raise RuntimeError(f"{model}: {response.status} {raw!r}")
+        return str(json.loads(raw)["choices"][0]["text"])
+    finally:
+        connection.close()
+
+
+def by_hand(bench: Bench) -> None:
+    """The seed's flow; each restore in a unit of its own, where podman finds its cgroup again."""
+    configure(snapshot="live")
+    sh("llmuxctl", "warmup", timeout=600)
+    ports = {model: int(guest.record(model)["port"]) for model in MODELS}
+    sh("systemctl", "stop", "llmuxd.socket", "llmuxd.service")
+    restore(QWEN, 0)
+    wait_each_second(ports[QWEN])
+    bench.texts[QWEN] = ask(QWEN, ports[QWEN])
+    for number, (old, new) in enumerate(turns(bench.rounds), start=1):
+        gather(old)
+
+        def act(old: str = old, new: str = new, number: int = number) -> str:
+            begin = time.monotonic()
+            sh("podman", "container", "checkpoint", "--tcp-established", names.container(old))
+            restore(new, number)
+            bench.note(PODMAN, time.monotonic() - begin)
+            wait_each_second(ports[new])
+            return ask(new, ports[new])
+
+        bench.time("(a) by hand", new, act)
+    sh("podman", "rm", "--all", "--force", "--time", "0")
+    sh("systemctl", "stop", "by-hand-*")
+    guest.wipe()
+
+
+def restore(model: str, number: int) -> None:
+    """Restore a container by hand, in a transient unit that stays."""
+    sh(
+        "systemd-run", "--quiet", f"--unit=by-hand-{number}", "--property=Type=oneshot",
+        "--property=RemainAfterExit=yes", "--property=Delegate=yes",
+        "podman", "container", "restore", "--keep", "--tcp-established", names.container(model),
+    )  # fmt: skip
+
+
+def wait_each_second(port: int) -> None:
+    """As the seed does it."""
+    while True:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+        try:
+            connection.request("GET", "/health")
+            if connection.getresponse().status == http.HTTPStatus.OK:
+                return
+        except (OSError, http.client.HTTPException):
+            pass
+        finally:
+            connection.close()
+        time.sleep(1)
+
+
+def gather(model: str) -> None:
+    """Bring a container's processes into one cgroup, where manage-cgroups=ignore scattered them.
+
+    Not part of what is timed: hosts of users have no need of it.
+    """
+    pid = sh("podman", "inspect", "--format", "{{.State.Pid}}", names.container(model))
+    namespace = Path(f"/proc/{pid}/ns/pid").readlink()
+    group = Path(f"/proc/{pid}/cgroup").read_text().strip().rpartition("::")[2]
+    for other in Path("/proc").glob("[0-9]*"):
+        try:
+            if (other / "ns/pid").readlink() == namespace:
+                Path(f"/sys/fs/cgroup{group}/cgroup.procs").write_text(other.name)
+        except OSError:
+            continue
+
+
+def by_llmuxd(bench: Bench, way: str, **more: Any) -> None:
+    """Switches by request, with these settings."""
+    configure(**more)
+    if more.get("checkpoint") is not False:
+        sh("llmuxctl", "warmup", timeout=600)
+    for model in MODELS:
+        bench.texts.setdefault(model, ask(model))
+        ask(model)
+    for old, new in turns(bench.rounds):
+        bench.time(way, new, lambda new=new: ask(new))  # type: ignore[misc]
+        assert guest.state(old) != "serving", f"{old} did not leave"
+
+
+def bare_freezer(bench: Bench) -> None:
+    """The same two models, parked and brought back by systemctl; asked past the proxy."""
+    units = {model: names.unit(model) for model in MODELS}
+    ports = {model: _port(model) for model in MODELS}
+    sh("systemctl", "stop", "llmuxd.socket", "llmuxd.service")
+    for old, new in turns(bench.rounds):
+
+        def act(old: str = old, new: str = new) -> str:
+            sh("systemctl", "freeze", units[old])
+            sh("systemctl", "thaw", units[new])
+            return ask(new, ports[new])
+
+        bench.time(FREEZER, new, act)
+    sh("systemctl", "start", "llmuxd.socket", "llmuxd.service")
+
+
+def _port(model: str) -> int:
+    run = json.loads(Path(f"/run/llmux/{names.slug(model)}.json").read_text())
+    return int(run["port"])
+
+
+@dataclass(frozen=True)
+class Daemon:
+    """What llmuxd holds: open files, and memory in MB."""
+
+    files: int
+    megabytes: float
+
+
+def daemon() -> Daemon:
+    """What it holds now."""
+    pid = sh("systemctl", "show", "-P", "MainPID", "llmuxd.service")
+    status = Path(f"/proc/{pid}/status").read_text()
+    resident = next(line for line in status.splitlines() if line.startswith("VmRSS"))
+    return Daemon(len(list(Path(f"/proc/{pid}/fd").iterdir())), int(resident.split()[1]) / 1e3)
+
+
+def endure(bench: Bench) -> tuple[Daemon, Daemon]:
+    """Many switches by one llmuxd; what it held after the first ten, and after the last."""
+    configure(snapshot="pristine")
+    sh("llmuxctl", "warmup", timeout=600)
+    begin = Daemon(0, 0.0)
+    for number, (_, new) in enumerate(turns(ENDURANCE)):
+        if number == ENDURANCE // 10:
+            begin = daemon()
+        bench.wrong += ask(new) != bench.texts[new]
+    return begin, daemon()
+
+
+def inside(rounds: int) -> int:
+    """The measurement, in the machine."""
+    guest.require_machine()
+    guest.stop_everything()
+    guest.wipe()
+    guest.begin()
+    bench = Bench(rounds)
+    step("by hand", lambda: by_hand(bench))
+    step("live", lambda: by_llmuxd(bench, "(c) llmuxd, live checkpoints", snapshot="live"))
+    step("pristine", lambda: by_llmuxd(bench, "(d) llmuxd, pristine", snapshot="pristine"))
+    step("park", lambda: by_llmuxd(bench, "(e) llmuxd, park", tier="park"))
+    step("freezer", lambda: bare_freezer(bench))
+    guest.stop_everything()
+    step("cold", lambda: by_llmuxd(bench, "(b) llmuxd, cold starts", checkpoint=False))
+    guest.stop_everything()
+    held: list[Daemon] = []
+    step(f"{ENDURANCE} switches", lambda: held.extend(endure(bench)))
+    mismatches = sum("its canary says" in guest.journal(names.unit(model)) for model in MODELS)
+    guest.stop_everything()
+    report(bench, held, mismatches, guest.leftovers())
+    guest.wipe()
+    return int(bench.missed)
+
+
+def step(name: str, act: Callable[[], None]) -> None:
+    """One part of the run, with its length."""
+    begin = time.monotonic()
+    act()
+    print(f"{name}: {time.monotonic() - begin:.0f} s", flush=True)
+
+
+def report(bench: Bench, held: list[Daemon], mismatches: int, left: list[str]) -> None:
+    """The table and the goals."""
+    hand, cold = bench.median("(a) by hand"), bench.median("(b) llmuxd, cold starts")
+    rows = [
+        (way, f"{bench.median(way):.3f}", f"{min(s):.3f}", f"{max(s):.3f}",
+         f"{hand / bench.median(way):.1f}", f"{cold / bench.median(way):.1f}")
+        for way, s in sorted(bench.seconds.items(), key=lambda item: -statistics.median(item[1]))
+    ]  # fmt: skip
+    header = ("seconds a switch", "median", "min", "max", "by hand : it", "cold : it")
+    print(f"\n{table.render(header, rows)}\n")
+    live = bench.median("(c) llmuxd, live checkpoints")
+    pristine = bench.median("(d) llmuxd, pristine")
+    park = bench.median("(e) llmuxd, park")
+    over = (park - bench.median(FREEZER)) * 1e3
+    print(f"llmuxd above podman and CRIU alone, live: {live - bench.median(PODMAN):.3f} s")
+    begin, end = held
+    grown = end.megabytes - begin.megabytes
+    print(
+        f"llmuxd held {begin.files} files, {begin.megabytes:.1f} MB; then {end.files}, {grown:+.1f}"
+    )
+    print(f"left behind: {left or 'nothing'}\n")
+    bench.goal("live against by hand", hand / live, " times", 1, least=True)
+    bench.goal("pristine against by hand", hand / pristine, " times", 3, least=True)
+    bench.goal("pristine against cold", cold / pristine, " times", 10, least=True)
+    bench.goal("park against by hand", hand / park, " times", 25, least=True)
+    bench.goal("park above bare freeze and thaw", over, " ms", 150, least=False)
+    bench.goal("wrong answers", bench.wrong, "", 0, least=False)
+    bench.goal("canary mismatches", mismatches, "", 0, least=False)
+    bench.goal("left behind", len(left), "", 0, least=False)
+    bench.goal("new open files", end.files - begin.files, "", MAX_NEW_FILES, least=False)
+    bench.goal("memory grown", grown, " MB", MAX_GROWTH_MB, least=False)
+
+
+def main() -> int:
+    """Exit status 0 only if each goal was met."""
+    parser = argparse.ArgumentParser(prog="make bench-switch", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--inside", action="store_true", help="run here: this is the machine")
+    arguments = parser.parse_args()
+    if arguments.inside:
+        return inside(arguments.rounds)
+    host.require_root()
+    host.install_tools()
+    parts.build()
+    machine = Machine("bench")
+    machine.boot()
+    try:
+        command = f"cd /usr/src/llmuxd && exec python3 -B -m {_SELF} --rounds {arguments.rounds}"
+        argv = machine.command(["sh", "-c", f"{command} --inside"])
+        return subprocess.run(argv, stdin=subprocess.DEVNULL, check=False).returncode
+    finally:
+        machine.poweroff()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
