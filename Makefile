@@ -44,6 +44,8 @@ install-files:
 	install -D -m 644 dbus/org.llmux.conf $(DESTDIR)$(POLICYDIR)/org.llmux.conf
 	install -D -m 644 dbus/org.llmux.service \
 		$(DESTDIR)$(DATADIR)/dbus-1/system-services/org.llmux.service
+	install -D -m 644 dbus/org.llmux.policy \
+		$(DESTDIR)$(DATADIR)/polkit-1/actions/org.llmux.policy
 	install -D -m 644 README.md $(DESTDIR)$(DOCDIR)/README.md
 	install -D -m 644 LICENSE $(DESTDIR)$(DATADIR)/licenses/llmuxd/LICENSE
 	test -e $(DESTDIR)$(SYSCONFDIR)/llmux/llmux.yaml || \

@@ -102,6 +102,22 @@ class NoSuchJob(LlmuxError):
     http_status = 404
 
 
+class AccessDenied(LlmuxError):
+    """The caller may not do this. Its D-Bus name is the one that every client knows."""
+
+    dbus_name = "org.freedesktop.DBus.Error.AccessDenied"
+    http_status = 403
+    hint = "sudo, or a polkit rule for this action: see llmuxd(8)"
+
+
+class InteractionRequired(LlmuxError):
+    """The caller may do this after authentication, which this call could not ask for."""
+
+    dbus_name = "org.freedesktop.DBus.Error.InteractiveAuthorizationRequired"
+    http_status = 403
+    hint = "sudo; or allow interaction, with an authentication agent such as pkttyagent"
+
+
 class SystemdUnreachable(LlmuxError):
     """PID 1 did not answer, or the system bus is away."""
 
