@@ -103,15 +103,16 @@ class NoSuchJob(LlmuxError):
 
 
 class AccessDenied(LlmuxError):
-    """The caller may not do this. Its D-Bus name is the one that every client knows."""
+    """The caller may not do this."""
 
-    dbus_name = "org.freedesktop.DBus.Error.AccessDenied"
+    # Not the bus's own name for it: busctl would print that without our words.
+    dbus_name = "org.llmux.Error.AccessDenied"
     http_status = 403
     hint = "sudo, or a polkit rule for this action: see llmuxd(8)"
 
 
 class InteractionRequired(LlmuxError):
-    """The caller may do this after authentication, which this call could not ask for."""
+    """The caller may do this after authentication; a name that clients such as busctl know."""
 
     dbus_name = "org.freedesktop.DBus.Error.InteractiveAuthorizationRequired"
     http_status = 403

@@ -21,7 +21,8 @@ QWEN = "Qwen/Qwen2.5-3B-Instruct"
 MANAGER = "org.llmux.Manager"
 MODEL = "org.llmux.Model"
 JOB = "org.llmux.Job"
-DENIED = "org.freedesktop.DBus.Error.AccessDenied"
+DENIED = "org.llmux.Error.AccessDenied"
+STOPPED_BY_THE_BUS = "org.freedesktop.DBus.Error.AccessDenied"
 INTERACTIVE = MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION
 PATH = "/Model/Qwen_2fQwen2_2e5_2d3B_2dInstruct"
 
@@ -480,7 +481,7 @@ async def test_what_the_policy_does_not_name_is_stopped_by_the_bus(
     stranger = await house.bus.connect(NOBODY)
     with pytest.raises(Refused, match="Rejected") as caught:
         await stranger.call(path, member, *arguments, interface=interface, destination=to)
-    assert caught.value.name == DENIED
+    assert caught.value.name == STOPPED_BY_THE_BUS
     assert polkit.questions == []
     await stranger.close()
 
