@@ -46,6 +46,7 @@ install-files:
 		$(DESTDIR)$(DATADIR)/dbus-1/system-services/org.llmux.service
 	install -D -m 644 dbus/org.llmux.policy \
 		$(DESTDIR)$(DATADIR)/polkit-1/actions/org.llmux.policy
+	install -D -m 644 -t $(DESTDIR)$(DATADIR)/dbus-1/interfaces dbus/*.xml
 	install -D -m 644 README.md $(DESTDIR)$(DOCDIR)/README.md
 	install -D -m 644 LICENSE $(DESTDIR)$(DATADIR)/licenses/llmuxd/LICENSE
 	test -e $(DESTDIR)$(SYSCONFDIR)/llmux/llmux.yaml || \

@@ -12,6 +12,7 @@ import functools
 import logging
 import sys
 from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import asdict
 from typing import Any, ParamSpec, TypeVar
 
 from dbus_next import DBusError, RequestNameReply
@@ -30,6 +31,7 @@ from .dbus_types import (
     ModelRows,
     ObjectPath,
     String,
+    StringMap,
     Strings,
     UInt32,
     UInt64,
@@ -256,6 +258,23 @@ class ModelInterface(ServiceInterface):
     def CheckpointSeconds(self) -> Double:
         record = self._switcher.model(self._name).checkpoint
         return record.seconds if record else 0.0
+
+    @reading
+    def CheckpointTaken(self) -> Double:
+        """Unix time; 0 if there is none."""
+        record = self._switcher.model(self._name).checkpoint
+        return record.taken_at if record else 0.0
+
+    @reading
+    def CheckpointIdentity(self) -> StringMap:
+        """All that must be the same where it is restored."""
+        record = self._switcher.model(self._name).checkpoint
+        return asdict(record.identity) if record else {}
+
+    @reading
+    def Failures(self) -> UInt32:
+        """Starts that failed since the last one that did not."""
+        return self._switcher.model(self._name).failures
 
     @reading
     def LastError(self) -> String:
