@@ -49,6 +49,19 @@ install-files:
 	install -D -m 644 dbus/org.llmux.conf $(DESTDIR)$(POLICYDIR)/org.llmux.conf
 	install -D -m 644 dbus/org.llmux.service \
 		$(DESTDIR)$(DATADIR)/dbus-1/system-services/org.llmux.service
+	install -D -m 644 dbus/org.llmux.policy \
+		$(DESTDIR)$(DATADIR)/polkit-1/actions/org.llmux.policy
+	install -D -m 644 -t $(DESTDIR)$(DATADIR)/dbus-1/interfaces dbus/*.xml
+	for section in 1 5 8; do \
+		install -D -m 644 -t $(DESTDIR)$(DATADIR)/man/man$$section packaging/man/*.$$section \
+			|| exit 1; \
+	done
+	install -D -m 644 packaging/completions/llmuxctl.bash \
+		$(DESTDIR)$(DATADIR)/bash-completion/completions/llmuxctl
+	install -D -m 644 packaging/completions/llmuxctl.zsh \
+		$(DESTDIR)$(DATADIR)/zsh/site-functions/_llmuxctl
+	install -D -m 644 packaging/completions/llmuxctl.fish \
+		$(DESTDIR)$(DATADIR)/fish/vendor_completions.d/llmuxctl.fish
 	install -D -m 644 README.md $(DESTDIR)$(DOCDIR)/README.md
 	install -D -m 644 LICENSE $(DESTDIR)$(DATADIR)/licenses/llmuxd/LICENSE
 	test -e $(DESTDIR)$(SYSCONFDIR)/llmux/llmux.yaml || \

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
 """org.llmux on D-Bus: one line a member, no logic.
 
-No member takes long: what does is a job. An error of errors.py goes to the caller
-by its D-Bus name; anything else is logged, and the caller learns only that it was internal.
+No member takes long: what does is a job. What changes something asks first whether
+its caller may. An error of errors.py goes to the caller by its D-Bus name; anything else is logged,
+and the caller learns only that it was internal.
 """
 
 import asyncio
@@ -10,15 +11,17 @@ import contextlib
 import functools
 import logging
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from dataclasses import asdict
 from typing import Any, ParamSpec, TypeVar
 
 from dbus_next import DBusError, RequestNameReply
-from dbus_next.aio import MessageBus
 from dbus_next.constants import NameFlag, PropertyAccess
 from dbus_next.service import ServiceInterface, dbus_property, method, signal
 
-from . import __version__, names
+from . import __version__, authority, names
+from .authority import Action
+from .bus import Bus
 from .dbus_types import (
     Bool,
     Double,
@@ -28,12 +31,13 @@ from .dbus_types import (
     ModelRows,
     ObjectPath,
     String,
+    StringMap,
     Strings,
     UInt32,
     UInt64,
 )
 from .errors import Internal, LlmuxError, SystemdUnreachable
-from .jobs import Job
+from .jobs import Job, Kind
 from .state import State
 from .switcher import Switcher
 
@@ -47,18 +51,19 @@ R = TypeVar("R")
 
 
 @contextlib.contextmanager
-def _translated(name: str) -> Iterator[None]:
+def _translated(member: str) -> Iterator[None]:
+    """Translate exceptions, once, where D-Bus begins."""
     try:
         yield
     except LlmuxError as error:
         raise DBusError(error.dbus_name, str(error)) from None
     except Exception:
-        log.exception("%s failed", name)
+        log.exception("%s failed", member)
         raise DBusError(Internal.dbus_name, str(Internal("internal error"))) from None
 
 
 def edge(function: Callable[P, R]) -> Callable[P, R]:
-    """Translate exceptions, once, where D-Bus begins."""
+    """What everybody may call."""
 
     @functools.wraps(function)
     def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -68,15 +73,23 @@ def edge(function: Callable[P, R]) -> Callable[P, R]:
     return guarded
 
 
-def async_edge(function: Callable[P, Awaitable[R]]) -> Callable[P, Awaitable[R]]:
-    """The same for a method that waits."""
+def changing(
+    action: Action | Callable[[Any], Action],
+) -> Callable[[Callable[P, Any]], Callable[P, Coroutine[Any, Any, Any]]]:
+    """What only those may call who may do `action`, or the action that its object names."""
 
-    @functools.wraps(function)
-    async def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
-        with _translated(function.__name__):
-            return await function(*args, **kwargs)
+    def decorate(function: Callable[P, Any]) -> Callable[P, Coroutine[Any, Any, Any]]:
+        @functools.wraps(function)
+        async def guarded(*args: P.args, **kwargs: P.kwargs) -> Any:
+            with _translated(function.__name__):
+                needed = action if isinstance(action, Action) else action(args[0])
+                await authority.require(needed)
+                result = function(*args, **kwargs)
+                return await result if isinstance(result, Awaitable) else result
 
-    return guarded
+        return guarded
+
+    return decorate
 
 
 def reading(function: Callable[[Any], R]) -> Any:
@@ -98,37 +111,37 @@ class ManagerInterface(ServiceInterface):
         self._reload = reload
 
     @method()
-    @edge
+    @changing(Action.SWITCH)
     def Switch(self, model: String) -> ObjectPath:
         """Make `model` serve: restore it, else start it cold. Returns the job."""
         return self._switcher.switch(model).path
 
     @method()
-    @edge
+    @changing(Action.MANAGE)
     def Checkpoint(self, model: String) -> ObjectPath:
         """Drain `model` and write it to disk. Returns the job."""
         return self._switcher.checkpoint(model).path
 
     @method()
-    @edge
+    @changing(Action.MANAGE)
     def Park(self, model: String) -> ObjectPath:
         """Drain `model` and freeze its unit. Returns the job."""
         return self._switcher.park(model).path
 
     @method()
-    @edge
+    @changing(Action.MANAGE)
     def Warmup(self, model: String) -> ObjectPath:
         """Have a checkpoint of `model` on disk. Returns the job."""
         return self._switcher.warmup(model).path
 
     @method()
-    @edge
+    @changing(Action.MANAGE)
     def Stop(self, model: String) -> ObjectPath:
         """Drain `model` and end it without a checkpoint. Returns the job."""
         return self._switcher.stop(model).path
 
     @method()
-    @async_edge
+    @changing(Action.RELOAD)
     async def Reload(self) -> None:
         """Read the configuration again; an error leaves the running one in place."""
         await self._reload()
@@ -248,6 +261,23 @@ class ModelInterface(ServiceInterface):
         return record.seconds if record else 0.0
 
     @reading
+    def CheckpointTaken(self) -> Double:
+        """Unix time; 0 if there is none."""
+        record = self._switcher.model(self._name).checkpoint
+        return record.taken_at if record else 0.0
+
+    @reading
+    def CheckpointIdentity(self) -> StringMap:
+        """All that must be the same where it is restored."""
+        record = self._switcher.model(self._name).checkpoint
+        return asdict(record.identity) if record else {}
+
+    @reading
+    def Failures(self) -> UInt32:
+        """Starts that failed since the last one that did not."""
+        return self._switcher.model(self._name).failures
+
+    @reading
     def LastError(self) -> String:
         return self._switcher.model(self._name).last_error
 
@@ -260,8 +290,12 @@ class JobInterface(ServiceInterface):
         self._switcher = switcher
         self._job = job
 
+    def action(self) -> Action:
+        """Who may begin such a job may also cancel it."""
+        return Action.SWITCH if self._job.kind is Kind.SWITCH else Action.MANAGE
+
     @method()
-    @edge
+    @changing(action)
     def Cancel(self) -> None:
         """Give the job up, where it has not gone too far to turn back."""
         self._switcher.jobs.cancel(self._job.number)
@@ -294,14 +328,14 @@ class Control:
         self._jobs: dict[int, JobInterface] = {}
         self._dirty: set[str] = set()
         self._seen: dict[str, dict[str, Any]] = {}
-        self._bus: MessageBus | None = None
+        self._bus: Bus | None = None
         logging.getLogger().addFilter(_is_no_answer)
         switcher.listeners.append(self.model_changed)
         switcher.jobs.on_new = self._job_new
         switcher.jobs.on_changed = self._job_changed
         switcher.jobs.on_removed = self._job_removed
 
-    async def attach(self, bus: MessageBus) -> None:
+    async def attach(self, bus: Bus) -> None:
         """Export everything on `bus`, a fresh connection, and take the name."""
         self._bus = bus
         self._models.clear()

@@ -13,10 +13,9 @@ from typing import Any
 
 import pystemd.daemon
 import sdnotify
-from dbus_next import BusType
-from dbus_next.aio import MessageBus
 
 from . import config
+from .bus import Bus
 from .control import Control
 from .errors import ConfigInvalid, LlmuxError, NoSocket
 from .proxy import BACKLOG, Proxy
@@ -102,8 +101,9 @@ class Daemon:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _connect(self) -> MessageBus:
-        bus = await MessageBus(bus_type=BusType.SYSTEM).connect()
+    async def _connect(self) -> Bus:
+        bus = Bus()
+        await bus.connect()
         try:
             await self._units.attach(bus)
             # Before the name is taken: whoever calls from then on is told what is true.
@@ -114,7 +114,7 @@ class Daemon:
             raise
         return bus
 
-    async def _keep_connected(self, bus: MessageBus) -> None:
+    async def _keep_connected(self, bus: Bus) -> None:
         try:
             while True:
                 with contextlib.suppress(Exception):
@@ -130,7 +130,7 @@ class Daemon:
         finally:
             bus.disconnect()
 
-    async def _connect_again(self) -> MessageBus:
+    async def _connect_again(self) -> Bus:
         while True:
             try:
                 return await self._connect()

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     Double = float
     ObjectPath = str
     String = str
+    StringMap = dict[str, str]
     Strings = list[str]
     UInt32 = int
     UInt64 = int
@@ -24,6 +25,7 @@ else:
     Double = "d"
     ObjectPath = "o"
     String = "s"
+    StringMap = "a{ss}"
     Strings = "as"
     UInt32 = "u"
     UInt64 = "t"

@@ -102,6 +102,23 @@ class NoSuchJob(LlmuxError):
     http_status = 404
 
 
+class AccessDenied(LlmuxError):
+    """The caller may not do this."""
+
+    # Not the bus's own name for it: busctl would print that without our words.
+    dbus_name = "org.llmux.Error.AccessDenied"
+    http_status = 403
+    hint = "sudo, or a polkit rule for this action: see llmuxd(8)"
+
+
+class InteractionRequired(LlmuxError):
+    """The caller may do this after authentication; a name that clients such as busctl know."""
+
+    dbus_name = "org.freedesktop.DBus.Error.InteractiveAuthorizationRequired"
+    http_status = 403
+    hint = "sudo; or allow interaction, with an authentication agent such as pkttyagent"
+
+
 class SystemdUnreachable(LlmuxError):
     """PID 1 did not answer, or the system bus is away."""
 

@@ -28,6 +28,7 @@ PACKAGES = (
     "gcc",
     "libc6-dev",
     "libsystemd-dev",
+    "mandoc",
     "pkg-config",
     "python3-dev",
     "python3-pip",
@@ -94,10 +95,12 @@ def installed(package: str) -> bool:
 
 
 def lint() -> None:
-    """ruff, and that the shell of .ci/run parses."""
+    """ruff, the manual pages, and that the shell of .ci/run parses."""
     sh([venv("ruff"), "check", "."])
     sh([venv("ruff"), "format", "--check", "--quiet", "."])
     sh(["bash", "-n", ".ci/run"])
+    pages = sorted(str(page) for page in (TOP / "packaging" / "man").iterdir())
+    sh(["mandoc", "-T", "lint", "-W", "warning", *pages])
 
 
 def types() -> None:

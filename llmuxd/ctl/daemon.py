@@ -5,7 +5,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from dbus_next import BusType, Message, MessageType, Variant
+from dbus_next import BusType, Message, MessageFlag, MessageType, Variant
 from dbus_next.aio import MessageBus
 
 from ..errors import LlmuxError
@@ -90,6 +90,8 @@ class Daemon:
                 member=member,
                 signature=signature,
                 body=body,
+                # A desktop's authentication agent may ask for a password.
+                flags=MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION,
             )  # fmt: skip
         )
         assert reply is not None

@@ -9,6 +9,7 @@ import pytest
 
 from tests.unit.guards import no_child_left, no_task_left, time_limit
 
+from .polkit import Polkit
 from .private_bus import PrivateBus, a_private_bus
 from .systemd1 import Systemd
 
@@ -48,6 +49,15 @@ def bus(_bounded: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[PrivateBus]
 async def systemd(bus: PrivateBus, _tidy: None) -> AsyncIterator[Systemd]:
     """A mock of PID 1 on the private bus."""
     mock = Systemd()
+    await mock.attach(bus)
+    yield mock
+    await mock.close()
+
+
+@pytest.fixture
+async def polkit(bus: PrivateBus, _tidy: None) -> AsyncIterator[Polkit]:
+    """A mock of polkit on the private bus; it says no."""
+    mock = Polkit()
     await mock.attach(bus)
     yield mock
     await mock.close()

@@ -8,14 +8,14 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-from dbus_next import Message, MessageType
+from dbus_next import Message, MessageFlag, MessageType
 from dbus_next.aio import MessageBus
 from dbus_next.auth import AuthExternal
 
 ROOT = Path(__file__).parents[2]
 NOBODY = 65534
 
-# The rules of /usr/share/dbus-1/system.conf, and a mock of systemd beside llmuxd.
+# The rules of /usr/share/dbus-1/system.conf, and mocks of systemd and polkit beside llmuxd.
 _CONFIG = """\
 <!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-BUS Bus Configuration 1.0//EN"
  "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
@@ -39,6 +39,8 @@ _CONFIG = """\
   <policy user="root">
     <allow own="org.freedesktop.systemd1"/>
     <allow send_destination="org.freedesktop.systemd1"/>
+    <allow own="org.freedesktop.PolicyKit1"/>
+    <allow send_destination="org.freedesktop.PolicyKit1"/>
   </policy>
   <include>{policy}</include>
 </busconfig>
@@ -133,6 +135,7 @@ class Caller:
         interface: str = "org.llmux.Manager",
         signature: str | None = None,
         destination: str = "org.llmux",
+        flags: MessageFlag = MessageFlag.NONE,
     ) -> object:
         """What the method returns; None, a value, or a list of values."""
         reply = await self.bus.call(
@@ -143,6 +146,7 @@ class Caller:
                 member=member,
                 signature="s" * len(arguments) if signature is None else signature,
                 body=list(arguments),
+                flags=flags,
             )
         )
         assert reply is not None

@@ -1,26 +1,29 @@
 # SPDX-License-Identifier: MIT
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import pytest
-from dbus_next import Variant
-from dbus_next.aio import MessageBus
-from dbus_next.constants import BusType
+from dbus_next import Message, MessageFlag, MessageType, Variant
 
-from llmuxd import __version__, names
+from llmuxd import __version__, authority, names
+from llmuxd.bus import Bus
 from llmuxd.control import Control
 from llmuxd.errors import ConfigInvalid, SystemdUnreachable
 from llmuxd.state import State
 from tests.unit.fake_units import a_checkpoint, a_model
 from tests.unit.stage import Stage, on_stage
 
+from .polkit import CHALLENGE, NO, YES, Polkit
 from .private_bus import NOBODY, Caller, PrivateBus, Refused, leave
 
 QWEN = "Qwen/Qwen2.5-3B-Instruct"
 MANAGER = "org.llmux.Manager"
 MODEL = "org.llmux.Model"
 JOB = "org.llmux.Job"
+DENIED = "org.llmux.Error.AccessDenied"
+STOPPED_BY_THE_BUS = "org.freedesktop.DBus.Error.AccessDenied"
+INTERACTIVE = MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION
 PATH = "/Model/Qwen_2fQwen2_2e5_2d3B_2dInstruct"
 
 
@@ -31,7 +34,7 @@ class House:
     stage: Stage
     control: Control
     bus: PrivateBus
-    own: MessageBus
+    own: Bus
     caller: Caller
     reloads: list[int]
     reload_error: list[Exception]
@@ -51,7 +54,8 @@ async def house(bus: PrivateBus, _tidy: None) -> AsyncIterator[House]:
 
         control = Control(stage.switcher, reload)
         stage.hear_jobs()
-        own = await MessageBus(bus_type=BusType.SYSTEM).connect()
+        own = Bus()
+        await own.connect()
         await control.attach(own)
         caller = await bus.connect()
         await caller.listen()
@@ -89,7 +93,7 @@ async def test_properties_of_a_cold_model(house: House) -> None:
         "Endpoint": "", "InFlight": 0, "Queued": 0, "LastUsed": 0.0, "ActivatedBy": "",
         "ActivationSeconds": 0.0, "CheckpointValid": False,
         "CheckpointWhyNot": "none was taken", "CheckpointSize": 0, "CheckpointSeconds": 0.0,
-        "LastError": "",
+        "CheckpointTaken": 0.0, "CheckpointIdentity": {}, "Failures": 0, "LastError": "",
     }  # fmt: skip
 
 
@@ -113,6 +117,9 @@ async def test_properties_of_a_checkpoint(house: House) -> None:
         "checkpointed", True, "",
     )  # fmt: skip
     assert (found["CheckpointSize"], found["CheckpointSeconds"]) == (3, 2.0)
+    taken = a_checkpoint(a_model(QWEN))
+    assert found["CheckpointTaken"] == taken.taken_at > 0
+    assert found["CheckpointIdentity"] == asdict(taken.identity)
 
 
 async def test_invalid_checkpoint_says_why(house: House) -> None:
@@ -120,17 +127,6 @@ async def test_invalid_checkpoint_says_why(house: House) -> None:
     await house.stage.switcher.adopt()
     assert await house.caller.get(PATH, MODEL, "CheckpointWhyNot") == "the kernel changed"
     assert await house.caller.get(PATH, MODEL, "State") == "cold"
-
-
-async def test_introspection_names_every_member(house: House) -> None:
-    xml = await house.caller.call(
-        "/Manager", "Introspect", interface="org.freedesktop.DBus.Introspectable"
-    )
-    for member in (
-        "Switch", "Checkpoint", "Park", "Warmup", "Stop", "Reload", "ListModels", "GetModel",
-        "ListJobs", "Version", "ActiveModels", "QueueLength", "JobNew", "JobRemoved",
-    ):  # fmt: skip
-        assert f'name="{member}"' in str(xml)
 
 
 # Jobs
@@ -164,6 +160,7 @@ async def test_ended_job_is_no_object_any_more(house: House) -> None:
 async def test_failed_job_says_so_and_why(house: House) -> None:
     house.stage.units.break_verb("start", QWEN)
     house.stage.switcher.model(QWEN).failures = 1
+    assert await house.caller.get(PATH, MODEL, "Failures") == 1
     job = house.stage.switcher.switch(QWEN)
     house.stage.switcher.model(QWEN).failures = 1
     assert await house.stage.result(job) == "failed"
@@ -186,10 +183,9 @@ async def test_job_can_be_cancelled(house: House) -> None:
 
 
 async def test_cancel_in_the_same_breath_is_heard(house: House) -> None:
-    """Both calls are in the socket before either is read."""
-    switch = asyncio.create_task(house.caller.call("/Manager", "Switch", QWEN))
-    cancel = asyncio.create_task(house.caller.call("/Job/1", "Cancel", interface=JOB))
-    await asyncio.gather(switch, cancel)
+    """The job is told to go before its first step."""
+    job = house.stage.switcher.switch(QWEN)
+    house.stage.switcher.jobs.cancel(job.number)
     assert (await house.caller.heard("JobRemoved"))[0][1][3] == "canceled"
 
 
@@ -382,7 +378,8 @@ async def test_a_crowd_let_in_at_once_does_not_cost_the_connection(house: House)
 async def test_a_second_llmuxd_is_told_so(house: House) -> None:
     async with on_stage(a_model("z")) as stage:
         second = Control(stage.switcher, house.control._manager._reload)
-        own = await MessageBus(bus_type=BusType.SYSTEM).connect()
+        own = Bus()
+        await own.connect()
         with pytest.raises(SystemdUnreachable, match="another process owns"):
             await second.attach(own)
         await leave(own)
@@ -395,7 +392,8 @@ async def test_it_moves_to_a_new_connection(house: House) -> None:
     house.control.detach()
     await leave(house.own)
     house.stage.switcher.listeners[0](QWEN)  # nobody to tell
-    house.own = await MessageBus(bus_type=BusType.SYSTEM).connect()
+    house.own = Bus()
+    await house.own.connect()
     await house.control.attach(house.own)
     assert await house.caller.call("/Manager", "ListJobs") == [[1, "switch", "b", "/Job/1"]]
     assert await house.caller.get("/Job/1", JOB, "Model") == "b"
@@ -417,22 +415,34 @@ READS = [
     ("/", "org.freedesktop.DBus.ObjectManager", "GetManagedObjects", ()),
 ]
 CHANGES = [
-    ("/Manager", MANAGER, "Switch", ("b",)),
-    ("/Manager", MANAGER, "Checkpoint", ("b",)),
-    ("/Manager", MANAGER, "Park", ("b",)),
-    ("/Manager", MANAGER, "Warmup", ("b",)),
-    ("/Manager", MANAGER, "Stop", ("b",)),
-    ("/Manager", MANAGER, "Reload", ()),
-    ("/Job/1", JOB, "Cancel", ()),
-    ("/Manager", "org.freedesktop.DBus.Properties", "Set", (MANAGER, "Version", "x")),
-    ("/Manager", MANAGER, "NotInventedYet", ()),
+    ("/Manager", MANAGER, "Switch", ("b",), "org.llmux.switch"),
+    ("/Manager", MANAGER, "Checkpoint", ("b",), "org.llmux.manage"),
+    ("/Manager", MANAGER, "Park", ("b",), "org.llmux.manage"),
+    ("/Manager", MANAGER, "Warmup", ("b",), "org.llmux.manage"),
+    ("/Manager", MANAGER, "Stop", ("b",), "org.llmux.manage"),
+    ("/Manager", MANAGER, "Reload", (), "org.llmux.reload"),
+    ("/Job/1", JOB, "Cancel", (), "org.llmux.switch"),
+    ("/Job/2", JOB, "Cancel", (), "org.llmux.manage"),
 ]
+FORBIDDEN = [
+    ("/Manager", "org.freedesktop.DBus.Properties", "Set", (MANAGER, "Version", "x")),
+    ("/Manager", "org.llmux.Debug", "NotInventedYet", ()),
+]
+
+
+@pytest.fixture
+async def two_jobs(house: House) -> House:
+    """A switch is /Job/1, a warm-up is /Job/2, and neither comes to an end."""
+    house.stage.units.hold("start", "b")
+    house.stage.switcher.switch("b")
+    house.stage.switcher.warmup(QWEN)
+    return house
 
 
 def test_every_method_is_on_one_side_or_the_other() -> None:
     from llmuxd.control import JobInterface, ManagerInterface
 
-    known = {member for _, _, member, _ in READS + CHANGES}
+    known = {row[2] for row in READS} | {row[2] for row in CHANGES}
     for interface in (ManagerInterface, JobInterface):
         for method in (m for m in vars(interface).values() if hasattr(m, "__DBUS_METHOD")):
             assert getattr(method, "__DBUS_METHOD").name in known
@@ -447,24 +457,239 @@ async def test_everybody_may_read(
     await stranger.close()
 
 
-@pytest.mark.parametrize(("path", "interface", "member", "arguments"), CHANGES)
+@pytest.mark.parametrize(("path", "interface", "member", "arguments"), FORBIDDEN)
 @pytest.mark.parametrize("destination", ["org.llmux", "its unique name"])
-async def test_only_root_may_change(
+async def test_what_the_policy_does_not_name_is_stopped_by_the_bus(
     house: House,
+    polkit: Polkit,
     path: str,
     interface: str,
     member: str,
     arguments: tuple[str, ...],
     destination: str,
 ) -> None:
+    polkit.answer = YES
     assert house.own.unique_name is not None
     to = "org.llmux" if destination == "org.llmux" else house.own.unique_name
     stranger = await house.bus.connect(NOBODY)
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(Refused, match="Rejected") as caught:
         await stranger.call(path, member, *arguments, interface=interface, destination=to)
-    assert caught.value.name == "org.freedesktop.DBus.Error.AccessDenied"
-    assert house.stage.switcher.jobs.all() == [] and house.reloads == []
+    assert caught.value.name == STOPPED_BY_THE_BUS
+    assert polkit.questions == []
     await stranger.close()
+
+
+# Who may
+
+
+def untouched(house: House) -> bool:
+    """Nothing was changed by anybody but `two_jobs`."""
+    return [job.number for job in house.stage.switcher.jobs.all()] == [1, 2] and not house.reloads
+
+
+async def a_refusal(
+    house: House,
+    path: str = "/Manager",
+    interface: str = MANAGER,
+    member: str = "Reload",
+    arguments: tuple[str, ...] = (),
+    flags: MessageFlag = MessageFlag.NONE,
+) -> Refused:
+    stranger = await house.bus.connect(NOBODY)
+    with pytest.raises(Refused) as caught:
+        await stranger.call(path, member, *arguments, interface=interface, flags=flags)
+    await stranger.close()
+    assert ".py" not in caught.value.text and "Traceback" not in caught.value.text
+    return caught.value
+
+
+@pytest.mark.parametrize(("path", "interface", "member", "arguments", "action"), CHANGES)
+async def test_polkit_says_no(
+    two_jobs: House, polkit: Polkit, path: str, interface: str, member: str,
+    arguments: tuple[str, ...], action: str,
+) -> None:  # fmt: skip
+    error = await a_refusal(two_jobs, path, interface, member, arguments)
+    assert error.name == DENIED and action in error.text
+    assert [question.action for question in polkit.questions] == [action]
+    assert untouched(two_jobs)
+
+
+@pytest.mark.parametrize(("path", "interface", "member", "arguments", "action"), CHANGES)
+async def test_no_polkit_no_change(
+    two_jobs: House, path: str, interface: str, member: str, arguments: tuple[str, ...], action: str
+) -> None:
+    error = await a_refusal(two_jobs, path, interface, member, arguments)
+    assert error.name == DENIED and f"polkit cannot be asked for {action}" in error.text
+    assert untouched(two_jobs)
+
+
+@pytest.mark.parametrize(("path", "interface", "member", "arguments", "action"), CHANGES)
+async def test_polkit_says_yes(
+    two_jobs: House, polkit: Polkit, path: str, interface: str, member: str,
+    arguments: tuple[str, ...], action: str,
+) -> None:  # fmt: skip
+    polkit.answer = YES
+    stranger = await two_jobs.bus.connect(NOBODY)
+    await stranger.call(path, member, *arguments, interface=interface)
+    (asked,) = polkit.questions
+    assert (asked.kind, asked.name) == ("system-bus-name", str(stranger.bus.unique_name))
+    assert (asked.action, asked.flags) == (action, 0)
+    await stranger.close()
+
+
+@pytest.mark.parametrize(("path", "interface", "member", "arguments", "action"), CHANGES)
+async def test_root_needs_no_polkit(
+    two_jobs: House, polkit: Polkit, path: str, interface: str, member: str,
+    arguments: tuple[str, ...], action: str,
+) -> None:  # fmt: skip
+    await two_jobs.caller.call(path, member, *arguments, interface=interface)
+    assert polkit.questions == []
+
+
+async def test_each_call_is_asked_for_anew(house: House, polkit: Polkit) -> None:
+    stranger = await house.bus.connect(NOBODY)
+    polkit.answer = YES
+    await stranger.call("/Manager", "Reload")
+    polkit.answer = NO
+    with pytest.raises(Refused):
+        await stranger.call("/Manager", "Reload")
+    assert len(polkit.questions) == len({asked.ticket for asked in polkit.questions}) == 2
+    assert house.reloads == [1]
+    await stranger.close()
+
+
+async def test_calls_of_many_do_not_mix(house: House, polkit: Polkit) -> None:
+    """Root's call and two strangers' are under way at once; each has its own caller's rights."""
+    polkit.hangs = True
+    one, two = await house.bus.connect(NOBODY), await house.bus.connect(NOBODY)
+    calls = [asyncio.create_task(each.call("/Manager", "Reload")) for each in (one, two)]
+    while len(polkit.questions) < 2:
+        polkit.asked.clear()
+        await polkit.asked.wait()
+    await house.caller.call("/Manager", "Reload")
+    assert house.reloads == [1]
+    names = {one.bus.unique_name, two.bus.unique_name}
+    assert {asked.name for asked in polkit.questions} == names
+    await polkit.close()  # the bus answers for it
+    done = await asyncio.gather(*calls, return_exceptions=True)
+    assert all(isinstance(each, Refused) and each.name == DENIED for each in done)
+    assert house.reloads == [1]
+    await one.close()
+    await two.close()
+
+
+@pytest.mark.parametrize("flags", [MessageFlag.NONE, INTERACTIVE])
+async def test_challenge_is_told_as_such(house: House, polkit: Polkit, flags: MessageFlag) -> None:
+    polkit.answer = CHALLENGE
+    error = await a_refusal(house, flags=flags)
+    assert error.name == "org.freedesktop.DBus.Error.InteractiveAuthorizationRequired"
+    assert [asked.flags for asked in polkit.questions] == [1 if flags else 0]
+    assert house.reloads == []
+
+
+@pytest.mark.parametrize("flags", [MessageFlag.NONE, INTERACTIVE])
+async def test_polkit_hangs(
+    house: House, polkit: Polkit, monkeypatch: pytest.MonkeyPatch, flags: MessageFlag
+) -> None:
+    short, long = (60, 0.1) if flags else (0.1, 60)
+    monkeypatch.setattr(authority, "PATIENCE_WITH_PEOPLE", long)
+    if not flags:
+        monkeypatch.setattr(authority, "PATIENCE", short)
+    polkit.hangs = True
+    error = await a_refusal(house, flags=flags)
+    assert error.name == DENIED and "in time" in error.text
+    while not polkit.cancelled:
+        polkit.asked.clear()
+        await polkit.asked.wait()
+    assert polkit.cancelled == [polkit.questions[0].ticket]
+    assert house.reloads == []
+
+
+async def test_reading_goes_on_while_polkit_hangs(house: House, polkit: Polkit) -> None:
+    polkit.hangs = True
+    stranger = await house.bus.connect(NOBODY)
+    call = asyncio.create_task(stranger.call("/Manager", "Reload"))
+    await polkit.asked.wait()
+    assert await stranger.get("/Model/b", MODEL, "State") == "cold"
+    await polkit.close()
+    with pytest.raises(Refused):
+        await call
+    await stranger.close()
+
+
+async def test_polkit_that_complains_or_raves_is_no_yes(
+    house: House, polkit: Polkit, caplog: pytest.LogCaptureFixture
+) -> None:
+    polkit.answer = YES
+    polkit.error = ("org.freedesktop.PolicyKit1.Error.Failed", "/secret is not registered")
+    error = await a_refusal(house)
+    assert error.name == DENIED and "secret" not in error.text
+    assert "/secret is not registered" in caplog.text
+    polkit.error, polkit.signature = None, "u"
+    error = await a_refusal(house)
+    assert error.name == DENIED
+    assert house.reloads == []
+
+
+async def test_nobody_but_polkit_can_answer_for_it(house: House, polkit: Polkit) -> None:
+    """Others may send what looks like the answer; the bus does not carry it."""
+    polkit.hangs = True
+    stranger, forger = await house.bus.connect(NOBODY), await house.bus.connect(NOBODY)
+    call = asyncio.create_task(stranger.call("/Manager", "Reload"))
+    await polkit.asked.wait()
+    for serial in range(1, house.own._serial + 5):
+        forger.bus.send(
+            Message(
+                destination=str(house.own.unique_name), message_type=MessageType.METHOD_RETURN,
+                reply_serial=serial, signature="(bba{ss})", body=[[True, False, {}]],
+            )
+        )  # fmt: skip
+    await forger.get("/Manager", MANAGER, "Version")
+    assert not call.done()
+    await polkit.close()
+    with pytest.raises(Refused):
+        await call
+    assert house.reloads == []
+    await stranger.close()
+    await forger.close()
+
+
+async def test_caller_that_left_changes_nothing(house: House, polkit: Polkit) -> None:
+    """By then its name is nobody's, and polkit says no for nobody."""
+    polkit.hangs = True
+    stranger = await house.bus.connect(NOBODY)
+    call = asyncio.create_task(stranger.call("/Manager", "Reload"))
+    await polkit.asked.wait()
+    await stranger.close()
+    await polkit.close()
+    await asyncio.gather(call, return_exceptions=True)
+    await house.caller.get("/Manager", MANAGER, "Version")
+    assert house.reloads == []
+
+
+async def test_mistakes_are_told_to_those_only_who_may(house: House, polkit: Polkit) -> None:
+    house.reload_error.append(ConfigInvalid("llmux.yaml:3:5: unknown key 'x'"))
+    error = await a_refusal(house)
+    assert error.name == DENIED and "yaml" not in error.text
+    polkit.answer = YES
+    error = await a_refusal(house)
+    assert error.name == "org.llmux.Error.ConfigInvalid"
+
+
+async def test_lost_connection_ends_the_question(house: House, polkit: Polkit) -> None:
+    polkit.hangs = True
+    stranger = await house.bus.connect(NOBODY)
+    call = asyncio.create_task(stranger.call("/Manager", "Reload"))
+    await polkit.asked.wait()
+    house.control.detach()
+    await leave(house.own)
+    with pytest.raises(Refused, match="NoReply"):
+        await call
+    await stranger.close()
+    house.own = Bus()
+    await house.own.connect()
+    await house.control.attach(house.own)
+    assert house.reloads == []
 
 
 async def test_everybody_hears_the_signals(house: House) -> None:

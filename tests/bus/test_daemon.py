@@ -19,7 +19,8 @@ from llmuxd import names
 from tests.unit.engine import Engine, an_engine
 from tests.unit.fake_units import an_activation
 
-from .private_bus import ROOT, Caller, PrivateBus
+from .polkit import Polkit
+from .private_bus import NOBODY, ROOT, Caller, PrivateBus, Refused
 from .systemd1 import Systemd, Unit
 
 GOOD = "defaults: {image: i}\nmodels: {a: {aliases: [first]}, b: {gpus: [1]}}\n"
@@ -266,6 +267,20 @@ async def test_sigterm_lets_a_request_in_flight_end(
         assert await response.read() == b"last"
     assert await daemon.end() == 0
     assert not [line for line in daemon.journal if "Traceback" in line]
+
+
+async def test_end_while_polkit_thinks_is_quiet(
+    daemon: Daemon, bus: PrivateBus, polkit: Polkit
+) -> None:
+    polkit.hangs = True
+    stranger = await bus.connect(NOBODY)
+    call = asyncio.create_task(stranger.call("/Manager", "Reload"))
+    await polkit.asked.wait()
+    assert await daemon.end() == 0
+    with pytest.raises(Refused):
+        await call
+    await stranger.close()
+    assert not [line for line in daemon.journal if "Traceback" in line or "rror" in line]
 
 
 def helper_of(pid: int) -> int:

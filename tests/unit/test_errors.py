@@ -15,7 +15,9 @@ CLASSES = [
 
 @pytest.mark.parametrize("kind", CLASSES)
 def test_every_error_has_a_place_on_every_edge(kind: type[LlmuxError]) -> None:
-    assert re.fullmatch(r"org\.llmux\.Error\.[A-Z][A-Za-z]+", kind.dbus_name)
+    assert re.fullmatch(
+        r"(org\.llmux|org\.freedesktop\.DBus)\.Error\.[A-Z][A-Za-z]+", kind.dbus_name
+    )
     assert 400 <= kind.http_status < 600
     wrong = kind.openai_type == "invalid_request_error"
     assert wrong == (kind.http_status in (400, 404, 413) and kind is not errors.NoSuchJob)

@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: MIT
+
+# The models' names, of a llmuxd that runs; none is started for it.
+function __llmuxctl_models
+    busctl --auto-start=no --json=short call org.llmux /Manager org.llmux.Manager ListModels \
+        2>/dev/null |
+        sed -e 's/^.*"data":\[\[\[//' -e 's/\],\[/\n/g' |
+        sed -n 's/^"\(.*\)","[a-z]*","\/Model\/.*/\1/p'
+end
+
+complete -c llmuxctl -f
+complete -c llmuxctl -n __fish_use_subcommand -l version -d 'print the version'
+complete -c llmuxctl -s h -l help -d 'print a short help'
+complete -c llmuxctl -n __fish_use_subcommand -a status -d 'a line for each model'
+complete -c llmuxctl -n __fish_use_subcommand -a switch -d 'make a model serve'
+complete -c llmuxctl -n __fish_use_subcommand -a checkpoint -d 'drain a model and write it to disk'
+complete -c llmuxctl -n __fish_use_subcommand -a park -d 'drain a model and freeze it in memory'
+complete -c llmuxctl -n __fish_use_subcommand -a stop -d 'drain a model and end it, without a checkpoint'
+complete -c llmuxctl -n __fish_use_subcommand -a warmup -d 'start each model once and keep a checkpoint of it'
+complete -c llmuxctl -n __fish_use_subcommand -a logs -d 'the journal of a model\'s unit'
+complete -c llmuxctl -n __fish_use_subcommand -a check -d 'whether this host has what llmuxd needs'
+complete -c llmuxctl -n '__fish_seen_subcommand_from switch checkpoint park stop warmup logs' -a '(__llmuxctl_models)'
+complete -c llmuxctl -n '__fish_seen_subcommand_from status check' -l json -d 'as JSON'
+complete -c llmuxctl -n '__fish_seen_subcommand_from logs' -s f -l follow -d 'go on as lines come'
+complete -c llmuxctl -n '__fish_seen_subcommand_from check' -s c -l config -r -F -d 'check with this configuration'
