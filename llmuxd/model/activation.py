@@ -117,6 +117,17 @@ def stopping_mark(model: str) -> Path:
     return files.runtime_root() / f"{names.slug(model)}.stopping"
 
 
+def mark_kept(model: str) -> None:
+    """The ordered stop left a container with a good image: nothing is to be cleaned but that."""
+    stopping_mark(model).write_text("kept", encoding="ascii")
+
+
+def was_kept(model: str) -> bool:
+    """Whether the stop said so."""
+    mark = stopping_mark(model)
+    return mark.exists() and mark.read_text(encoding="ascii") == "kept"
+
+
 def _path(model: str) -> Path:
     return files.runtime_root() / f"{names.slug(model)}.json"
 

@@ -136,9 +136,13 @@ class Container:
         run(["podman", "stop", "--ignore", "--time", str(STOP_GRACE), self.name], REMOVE_TIMEOUT)
         self.remove()
 
-    def halt(self) -> None:
-        """Kill it: no process, network or mount is left, but it and its checkpoint are kept."""
+    def kill(self) -> None:
+        """End it at once; it and its checkpoint are kept."""
         run(["podman", "stop", "--ignore", "--time", "0", self.name], REMOVE_TIMEOUT)
+
+    def halt(self) -> None:
+        """The same for one whose end podman may have missed: no network or mount of it is left."""
+        self.kill()
         run(["podman", "container", "cleanup", self.name], REMOVE_TIMEOUT)
 
     def remove(self) -> None:

@@ -17,7 +17,16 @@ import sdnotify
 
 from ..config import ModelConfig, Snapshot
 from . import cgroup, engine, identity, port
-from .activation import Activation, Leave, Way, conmon_pidfile, stopping_mark, take_leave_order
+from .activation import (
+    Activation,
+    Leave,
+    Way,
+    conmon_pidfile,
+    mark_kept,
+    stopping_mark,
+    take_leave_order,
+    was_kept,
+)
 from .checkpoint import Checkpoint, disk_usage, manifest, now
 from .container import Container, Facts, empty_directory
 from .process import TIMED_OUT, CommandFailed
@@ -110,10 +119,12 @@ class Lifecycle:
         if leave is Leave.CHECKPOINT and activation is not None and activation.checkpoint:
             if activation.snapshot is Snapshot.PRISTINE and self._has_pristine(facts, activation):
                 self.tell("ending the server; its checkpoint is kept")
-                self._container.halt()
+                self._container.kill()
+                mark_kept(self._model.name)
                 return
             self.tell("writing the checkpoint")
             if self._checkpoint(facts, activation):
+                mark_kept(self._model.name)
                 return
         self.tell("stopping the container")
         self._void_checkpoint("the model was stopped without a checkpoint")
@@ -122,7 +133,7 @@ class Lifecycle:
     def clean_up(self) -> None:
         """After the unit's end: leave nothing behind. DiedAlone where nobody had ordered it."""
         name = self._model.name
-        ordered = stopping_mark(name).exists()
+        ordered, kept = stopping_mark(name).exists(), was_kept(name)
         started = Activation.load(name) is not None
         stopping_mark(name).unlink(missing_ok=True)
         take_leave_order(name)
@@ -132,7 +143,8 @@ class Lifecycle:
             cgroup.kill_others()
         Activation.forget(name)
         conmon_pidfile(name).unlink(missing_ok=True)
-        self._clean_container(tidy=ordered)
+        if not kept:
+            self._clean_container(tidy=ordered)
         if started and not ordered:
             how = os.environ.get("EXIT_CODE", "unknown"), os.environ.get("EXIT_STATUS", "unknown")
             raise DiedAlone(f"the container ended by itself ({how[0]}, status {how[1]})")

@@ -37,13 +37,6 @@ def visitors(machine: str) -> Path:
     return group
 
 
-def thaw(machine: str) -> None:
-    """Lets everything in the machine run that was frozen."""
-    for frozen in path(machine).rglob("cgroup.freeze"):
-        if frozen.read_text() == "1\n":
-            frozen.write_text("0")
-
-
 def remove(machine: str, *, timeout: float = 10.0) -> None:
     """Ends what is left in the machine's cgroup and removes it from every hierarchy."""
     group = path(machine)

@@ -149,9 +149,6 @@ class Machine:
         keepers = os.pidfd_open(self._keeper())
         with process.step(f"machine {self.name}: powering off"):
             if self.is_up():
-                # Systemd doesn't stop a frozen unit: it goes down, and then waits for its SIGTERM
-                # to be heeded by what can't hear it.
-                cgroup.thaw(self.name)
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     self.run(["systemctl", "poweroff"], check=False, timeout=_POWEROFF_SECONDS)
                 if _readable(keepers, _POWEROFF_SECONDS):

@@ -68,3 +68,12 @@ def test_files_of_a_model_do_not_meet() -> None:
     order_leave("a/b", Leave.STOP)
     paths = [activation.conmon_pidfile("a/b"), activation.stopping_mark("a/b")]
     assert len({*paths, *files.runtime_root().iterdir()}) == 4
+
+
+def test_a_stop_that_kept_the_container_says_so() -> None:
+    files.runtime_root().mkdir(parents=True, exist_ok=True)
+    assert not activation.was_kept("a")
+    activation.stopping_mark("a").touch()
+    assert not activation.was_kept("a")
+    activation.mark_kept("a")
+    assert activation.was_kept("a")
