@@ -37,8 +37,8 @@ class Pid1:
     def __init__(self, bus: DBus):
         self._bus = bus
 
-    def start_or_stop(self, method: str, unit: str) -> str:
-        """StartUnit and StopUnit: the path of the job."""
+    def begin(self, method: str, unit: str) -> str:
+        """StartUnit, StopUnit, ReloadUnit: the path of the job."""
         return _text(self._call(method, b"ss", [unit.encode(), b"replace"]))
 
     def act(self, method: str, unit: str) -> None:
@@ -77,8 +77,8 @@ def answer(pid1: Pid1, request: dict[str, str]) -> object:
     """Carry one request out and return its value."""
     method = request["method"]
     match method:
-        case "StartUnit" | "StopUnit":
-            return pid1.start_or_stop(method, request["unit"])
+        case "StartUnit" | "StopUnit" | "ReloadUnit":
+            return pid1.begin(method, request["unit"])
         case "FreezeUnit" | "ThawUnit" | "ResetFailedUnit":
             pid1.act(method, request["unit"])
             return None

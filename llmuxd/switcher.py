@@ -28,7 +28,15 @@ from .errors import (
     UnitRefused,
 )
 from .jobs import Job, Jobs, Kind
-from .model.activation import Activation, Leave, forget_leave, order_leave
+from .model.activation import (
+    Activation,
+    Leave,
+    forget_leave,
+    off_gpu,
+    order_leave,
+    order_park,
+    take_park_order,
+)
 from .model.checkpoint import Checkpoint
 from .policy import Stage
 from .state import State, UnitStatus, derive
@@ -191,11 +199,6 @@ class Switcher:
     def park(self, name: str) -> Job:
         """Drain the model and freeze it; it comes back in milliseconds."""
         model = self._models[self.config.resolve(name)]
-        if model.config.device_names:
-            raise NotSupported(
-                f"{model.name!r} holds GPU memory, and a frozen unit would keep it",
-                f"use 'llmuxctl checkpoint {model.name}'",
-            )
         if self.state(model.name) in (State.COLD, State.CHECKPOINTED, State.FAILED):
             raise NotRunning(f"{model.name!r} does not run", "only a running model can be parked")
 
@@ -421,6 +424,7 @@ class Switcher:
         try:
             if status.up and status.frozen:
                 await self._units.thaw(model.name)
+                await self._wake_up(model)
             else:
                 await self._units.start(model.name)
             await self._look(model)
@@ -476,11 +480,40 @@ class Switcher:
         await self._drain(model)
         model.moving = Stage.LEAVING
         await self._close_backend(model)
+        if model.activation is not None and model.activation.devices:
+            await self._off_gpu(model)
         await self._units.freeze(model.name)
+
+    async def _off_gpu(self, model: Model) -> None:
+        """A frozen unit keeps its GPU memory: the unit's own helper moves that out first."""
+        await asyncio.to_thread(order_park, model.name)
+        try:
+            result = await self._units.reload(model.name)
+        finally:
+            # One that was not carried out must not meet a later reload.
+            await asyncio.to_thread(take_park_order, model.name)
+        if result != "done" or not await asyncio.to_thread(off_gpu, model.name):
+            raise UnitRefused(
+                f"{model.name!r} could not be taken off its GPU",
+                f"'llmuxctl logs {model.name}' shows why",
+            )
+
+    async def _wake_up(self, model: Model) -> None:
+        """Bring one back that is off its GPU; what does not come back is ended."""
+        if not await asyncio.to_thread(off_gpu, model.name):
+            return
+        await self._units.reload(model.name)
+        if await asyncio.to_thread(off_gpu, model.name):
+            await asyncio.to_thread(order_leave, model.name, Leave.STOP)
+            await self._units.stop(model.name)
+            raise ModelFailed(
+                f"{model.name!r} did not come back to its GPU and was stopped",
+                f"'llmuxctl logs {model.name}' shows why",
+            )
 
     async def _make_room(self, model: Model) -> None:
         """Leave the GPU for another model, by the tier that was configured if it can be."""
-        if model.config.tier is Tier.PARK and not model.config.device_names and not memory.short():
+        if model.config.tier is Tier.PARK and not memory.short():
             try:
                 await self._freeze(model)
                 return
@@ -514,6 +547,8 @@ class Switcher:
         """A unit that came up without us: by hand, or before llmuxd was started."""
         if (await self._units.refresh(model.name)).down:
             return
+        # Thawed by hand, or left so by a llmuxd that died in the middle.
+        await self._wake_up(model)
         await self._look(model)
         if model.backend is None:
             model.connect_at = time.monotonic() + LEAVE_AGAIN

@@ -167,6 +167,10 @@ class Units:
         """Stop the unit and wait for its job; the job's result."""
         return await self._job("StopUnit", name)
 
+    async def reload(self, name: str) -> str:
+        """Reload the unit and wait for its job; the job's result."""
+        return await self._job("ReloadUnit", name)
+
     async def freeze(self, name: str) -> None:
         """Freeze all processes of the unit."""
         await self._caller.call(method="FreezeUnit", unit=names.unit(name))

@@ -9,6 +9,7 @@ from pathlib import Path
 from .. import config, journal, names
 from ..errors import LlmuxError, NoSuchModel
 from .lifecycle import DiedAlone, Lifecycle, StartFailed
+from .parking import CannotPark, CannotWake
 from .process import CommandFailed
 
 log = logging.getLogger("llmux-model")
@@ -17,7 +18,7 @@ log = logging.getLogger("llmux-model")
 def main() -> int:
     """Entry point; the exit status is 0, 1 where the model failed, 2 where it is not known."""
     parser = argparse.ArgumentParser(prog="llmux-model", description=__doc__)
-    parser.add_argument("verb", choices=["start", "stop", "clean-up"])
+    parser.add_argument("verb", choices=["start", "stop", "reload", "clean-up"])
     parser.add_argument("instance", help="the unit's instance (%%i), as systemd-escape writes it")
     parser.add_argument("-c", "--config", type=Path, default=None)
     parser.add_argument("-v", "--verbose", action="store_true")
@@ -49,6 +50,8 @@ def _run(verb: str, lifecycle: Lifecycle) -> int:
                 lifecycle.start()
             case "stop":
                 lifecycle.stop()
+            case "reload":
+                lifecycle.reload()
             case _:
                 lifecycle.clean_up()
     except (StartFailed, DiedAlone) as error:
@@ -56,7 +59,7 @@ def _run(verb: str, lifecycle: Lifecycle) -> int:
         lifecycle.tell(f"failed: {error}")
         log.error("%s", error)
         return 1
-    except CommandFailed as error:
+    except (CommandFailed, CannotPark, CannotWake) as error:
         log.error("%s", error)
         return 1
     return 0

@@ -117,6 +117,28 @@ def stopping_mark(model: str) -> Path:
     return files.runtime_root() / f"{names.slug(model)}.stopping"
 
 
+def order_park(model: str) -> None:
+    """Say that the next reload of the unit is to take the model off its GPU."""
+    files.write_json(_park_order_path(model), {})
+
+
+def take_park_order(model: str) -> bool:
+    """Whether the reload that has begun is to do that; an order holds once."""
+    ordered = _park_order_path(model).exists()
+    _park_order_path(model).unlink(missing_ok=True)
+    return ordered
+
+
+def off_gpu(model: str) -> bool:
+    """Whether the model was taken off its GPU and is not back yet."""
+    return parked_path(model).exists()
+
+
+def parked_path(model: str) -> Path:
+    """What parking.py has to undo."""
+    return files.runtime_root() / f"{names.slug(model)}.parked.json"
+
+
 def mark_kept(model: str) -> None:
     """The ordered stop left a container with a good image: nothing is to be cleaned but that."""
     stopping_mark(model).write_text("kept", encoding="ascii")
@@ -134,3 +156,7 @@ def _path(model: str) -> Path:
 
 def _order_path(model: str) -> Path:
     return files.runtime_root() / f"{names.slug(model)}.leave.json"
+
+
+def _park_order_path(model: str) -> Path:
+    return files.runtime_root() / f"{names.slug(model)}.park.json"

@@ -18,7 +18,7 @@ def kill_others() -> None:
     A podman that was given up on leaves conmon, the runtime and CRIU behind; nobody else ends
     them while the unit starts.
     """
-    unit = _unit_directory()
+    unit = own_unit()
     if unit is None:
         return
     for pid in processes(unit):
@@ -55,7 +55,7 @@ def gather(pid: int) -> None:
     whoever called podman; the next dump freezes the container's cgroup only and fails on them
     (`Unseizable non-zombie`).
     """
-    unit = _unit_directory()
+    unit = own_unit()
     payload = _directory_of(pid)
     if unit is None or payload is None or payload == unit or unit not in payload.parents:
         return
@@ -76,7 +76,7 @@ def _pid_namespace(pid: int) -> str:
         return f"gone {pid}"
 
 
-def _unit_directory() -> Path | None:
+def own_unit() -> Path | None:
     """The cgroup of the llmux-model@ unit that this process runs in; None outside of one."""
     own = _directory_of(os.getpid())
     # podman moves its callers to a subgroup of the unit's.

@@ -102,6 +102,32 @@ def canary(port: int) -> str:
         raise WrongAnswer("it answers its canary with what is no completion") from None
 
 
+def can_sleep(port: int) -> bool:
+    """Whether the server has vLLM's sleep mode: --enable-sleep-mode, VLLM_SERVER_DEV_MODE=1."""
+    status, answer = _ask(port, "GET", "/is_sleeping")
+    return status == http.HTTPStatus.OK and "is_sleeping" in answer
+
+
+def sleep(port: int) -> bool:
+    """Have vLLM drop its KV cache and move its weights to pinned memory, where it can.
+
+    Level 1 suits parking: on an H100 a 3B model came back 0.4 s sooner than after level 2.
+    """
+    return can_sleep(port) and _done(port, "/sleep?level=1", "sleep")
+
+
+def wake_up(port: int) -> None:
+    """The reverse; what was cached of prompts is not kept."""
+    _done(port, "/wake_up", "wake up")
+
+
+def _done(port: int, path: str, what: str) -> bool:
+    status, _ = _ask(port, "POST", path)
+    if status != http.HTTPStatus.OK:
+        raise WrongAnswer(f"it does not {what}: status {status}")
+    return True
+
+
 def _ask(port: int, method: str, path: str, body: object = None) -> tuple[int, dict[str, Any]]:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=CANARY_TIMEOUT)
     try:
@@ -109,9 +135,9 @@ def _ask(port: int, method: str, path: str, body: object = None) -> tuple[int, d
         connection.request(method, path, text, {"Content-Type": "application/json"})
         response = connection.getresponse()
         raw = response.read()
-        value = json.loads(raw) if response.status == http.HTTPStatus.OK else {}
+        value = json.loads(raw or b"{}") if response.status == http.HTTPStatus.OK else {}
     except (OSError, http.client.HTTPException, ValueError) as error:
-        raise WrongAnswer(f"it does not answer its canary: {error or 'no reply'}") from None
+        raise WrongAnswer(f"it does not answer {path}: {error or 'no reply'}") from None
     finally:
         connection.close()
     return response.status, value if isinstance(value, dict) else {}

@@ -16,7 +16,7 @@ from pathlib import Path
 import sdnotify
 
 from ..config import ModelConfig, Snapshot
-from . import cgroup, engine, identity, port
+from . import cgroup, engine, identity, parking, port
 from .activation import (
     Activation,
     Leave,
@@ -25,6 +25,7 @@ from .activation import (
     mark_kept,
     stopping_mark,
     take_leave_order,
+    take_park_order,
     was_kept,
 )
 from .checkpoint import Checkpoint, disk_usage, manifest, now
@@ -123,12 +124,24 @@ class Lifecycle:
                 mark_kept(self._model.name)
                 return
             self.tell("writing the checkpoint")
-            if self._checkpoint(facts, activation):
+            if self._awake(activation) and self._checkpoint(facts, activation):
                 mark_kept(self._model.name)
                 return
         self.tell("stopping the container")
         self._void_checkpoint("the model was stopped without a checkpoint")
         self._container.stop()
+
+    def reload(self) -> None:
+        """Take the model off its GPU if that was ordered; else bring it back if it is off."""
+        activation = Activation.load(self._model.name)
+        if activation is None:
+            return
+        if take_park_order(self._model.name):
+            parking.park(activation)
+            self.tell("off the GPU")
+        else:
+            parking.wake(activation)
+            self.tell("serving (resumed)")
 
     def clean_up(self) -> None:
         """After the unit's end: leave nothing behind. DiedAlone where nobody had ordered it."""
@@ -137,6 +150,8 @@ class Lifecycle:
         started = Activation.load(name) is not None
         stopping_mark(name).unlink(missing_ok=True)
         take_leave_order(name)
+        take_park_order(name)
+        parking.Parked.forget(name)
         if not ordered:
             # A start that was cut short: its podman holds the container's lock for as long as
             # CRIU takes, and systemd kills what is left only after this.
@@ -230,6 +245,15 @@ class Lifecycle:
         cgroup.gather(facts.pid)
         engine.wait_healthy(self._model, listen, facts.conmon_pid, timeout)
         return Running(listen, facts.conmon_pid)
+
+    def _awake(self, activation: Activation) -> bool:
+        """Have it back on its GPU: the image of one that is off has not been seen to work."""
+        try:
+            parking.wake(activation)
+            return True
+        except parking.CannotWake as error:
+            log.error("%s; stopping the model instead", error)
+            return False
 
     def _has_pristine(self, facts: Facts, activation: Activation) -> bool:
         """Whether this container has an image on disk that could be restored here again."""

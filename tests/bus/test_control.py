@@ -234,7 +234,7 @@ async def test_unknown_model_has_its_name_and_the_nearest(house: House, member: 
 
 async def test_what_cannot_be_has_its_name(house: House) -> None:
     error = await refused(house, "/Manager", "Park", QWEN)
-    assert error.name == "org.llmux.Error.NotSupported"
+    assert error.name == "org.llmux.Error.NotRunning"
     error = await refused(house, "/Manager", "Checkpoint", "b")
     assert error.name == "org.llmux.Error.NotRunning"
     assert "llmuxctl warmup b" in error.text

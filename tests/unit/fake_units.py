@@ -10,9 +10,10 @@ from dbus_next.aio import MessageBus
 
 from llmuxd import files, names
 from llmuxd.config import Config, ModelConfig
-from llmuxd.model.activation import Activation, Leave, Way, take_leave_order
+from llmuxd.model.activation import Activation, Leave, Way, take_leave_order, take_park_order
 from llmuxd.model.checkpoint import Checkpoint
 from llmuxd.model.identity import Identity
+from llmuxd.model.parking import Parked
 from llmuxd.state import UnitStatus
 from llmuxd.units import Units
 
@@ -134,6 +135,15 @@ class FakeUnits(Units):
         self._set(name, DOWN)
         return "done"
 
+    async def reload(self, name: str) -> str:
+        if not await self._verb("reload", name):
+            return "failed"
+        if take_park_order(name):
+            Parked(asleep=False, canary="").save(name)
+        else:
+            Parked.forget(name)
+        return "done"
+
     async def freeze(self, name: str) -> None:
         await self._verb("freeze", name)
         self._set(name, replace(self.status(name), freezer="frozen"))
@@ -159,7 +169,8 @@ class FakeUnits(Units):
         gpus = model.gpus if model else (0,)
         self._runs += 1  # each run has a length of its own, as in life
         run = an_activation(name, self.ports.get(name, 1), gpus)
-        replace(run, seconds=run.seconds + self._runs).save()
+        devices = model.device_names if model else ()
+        replace(run, seconds=run.seconds + self._runs, devices=devices).save()
         self._set(name, UP)
 
 

@@ -17,7 +17,7 @@ from llmuxd.errors import (
     UnitRefused,
 )
 from llmuxd.jobs import Job
-from llmuxd.model.activation import Activation
+from llmuxd.model.activation import Activation, off_gpu, take_park_order
 from llmuxd.model.checkpoint import Checkpoint
 from llmuxd.state import State, UnitStatus
 from llmuxd.units import Units
@@ -498,11 +498,50 @@ async def test_a_model_that_parks_leaves_frozen_and_comes_back_thawed() -> None:
         assert stage.units.log == ["start a", "freeze a", "start b", "stop b", "thaw a"]
 
 
-async def test_a_model_with_gpu_memory_is_checkpointed_all_the_same() -> None:
-    async with on_stage(replace(A, tier=Tier.PARK), B) as stage:
+ON_GPU = replace(A, tier=Tier.PARK)
+
+
+async def test_a_model_with_gpu_memory_leaves_the_gpu_before_it_is_frozen() -> None:
+    async with on_stage(ON_GPU, B) as stage:
         await stage.ask("a")
         await stage.ask("b")
-        assert stage.units.log == ["start a", "stop a", "start b"]
+        assert stage.switcher.state("a") is State.PARKED
+        assert stage.units.log == ["start a", "reload a", "freeze a", "start b"]
+        await stage.ask("a")
+        assert stage.units.log[4:] == ["stop b", "thaw a", "reload a"]
+        assert not off_gpu("a")
+
+
+async def test_a_model_that_cannot_leave_the_gpu_parked_is_checkpointed() -> None:
+    async with on_stage(ON_GPU, B) as stage:
+        await stage.ask("a")
+        stage.units.break_verb("reload", "a", times=1)
+        await stage.ask("b")
+        assert stage.units.log == ["start a", "reload a", "stop a", "start b"]
+        assert not take_park_order("a")
+
+
+async def test_a_parked_model_that_does_not_come_back_is_ended_and_started_anew(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(switcher, "COOL_DOWN", (0.01,))
+    async with on_stage(ON_GPU, B) as stage:
+        await stage.ask("a")
+        await stage.ask("b")
+        stage.units.break_verb("reload", "a", times=1)
+        await stage.ask("a")
+        assert stage.units.log[-4:] == ["thaw a", "reload a", "stop a", "start a"]
+
+
+async def test_a_model_that_was_thawed_by_hand_comes_back_to_its_gpu() -> None:
+    async with on_stage(ON_GPU, B) as stage:
+        await stage.ask("a")
+        await stage.ask("b")
+        await stage.units.stop("b")
+        stage.units.by_hand("a", replace(UP, freezer="running"))
+        await stage.until(lambda: stage.switcher.model("a").backend is not None)
+        assert stage.units.log[-1] == "reload a"
+        assert not off_gpu("a")
 
 
 async def test_a_freeze_that_systemd_refuses_means_a_checkpoint() -> None:
@@ -879,8 +918,6 @@ async def test_parked_model_can_be_stopped() -> None:
 
 async def test_what_cannot_be_is_refused_before_a_job_begins() -> None:
     async with on_stage(A, replace(B, checkpoint=False, devices=())) as stage:
-        with pytest.raises(NotSupported, match="GPU memory"):
-            stage.switcher.park("a")
         with pytest.raises(NotRunning):
             stage.switcher.park("b")
         with pytest.raises(NotSupported, match="never checkpointed"):

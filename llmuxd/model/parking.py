@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: MIT
+"""Taking a model off its GPU before its unit is frozen, and back once it is thawed.
+
+It happens in the unit, by its ExecReload: `systemctl reload` of a parked model that was thawed
+wakes it. What has no GPU has nothing to do here and is just frozen.
+"""
+
+import logging
+import os
+from dataclasses import asdict, dataclass
+
+from .. import files
+from . import cgroup, engine, gpu
+from .activation import Activation, parked_path
+
+log = logging.getLogger("llmux-model")
+
+# Each step of the driver: 80 GB at the 2 GB/s that were measured on an H100 take 40 s.
+STEP_LIMIT = 240.0
+
+
+class CannotPark(Exception):
+    """The model stays as it was; one line says why."""
+
+
+class CannotWake(Exception):
+    """The model did not come back as it was, and must be ended; one line says why."""
+
+
+@dataclass(frozen=True)
+class Parked:
+    """What has to be undone: whether the engine sleeps, and the canary's answer before it did."""
+
+    asleep: bool
+    canary: str
+
+    @classmethod
+    def load(cls, model: str) -> "Parked | None":
+        """Of a model that was taken off its GPU; None of any other."""
+        raw = files.read_json(parked_path(model))
+        if raw is None:
+            return None
+        return cls(asleep=bool(raw.get("asleep")), canary=str(raw.get("canary", "")))
+
+    def save(self, model: str) -> None:
+        """Before the first step: whoever comes after a crash in the middle has to wake it."""
+        files.write_json(parked_path(model), asdict(self))
+
+    @staticmethod
+    def forget(model: str) -> None:
+        """It is back, or gone."""
+        parked_path(model).unlink(missing_ok=True)
+
+
+def park(activation: Activation) -> None:
+    """Let the engine let go of what it can, then take every process of this unit off its GPUs."""
+    try:
+        canary = engine.canary(activation.port) if activation.canary else ""
+    except engine.WrongAnswer as error:
+        raise CannotPark(str(error)) from None
+    Parked(engine.can_sleep(activation.port), canary).save(activation.model)
+    try:
+        asleep = engine.sleep(activation.port)
+        driver = gpu.Driver()
+        found = gpu.find(driver, _processes())
+        gpu.suspend(driver, list(found), STEP_LIMIT)
+    except (gpu.NoDriver, gpu.NotDone, engine.WrongAnswer) as error:
+        _put_back(activation)
+        raise CannotPark(f"CUDA could not be suspended: {error}") from None
+    log.info("%d processes are off the GPU%s", len(found), ", the engine sleeps" if asleep else "")
+
+
+def wake(activation: Activation) -> None:
+    """The reverse of `park`, and the proof that it is one."""
+    parked = Parked.load(activation.model)
+    if parked is None:
+        return
+    try:
+        driver = gpu.Driver()
+        gpu.resume(driver, list(gpu.find(driver, _processes())), STEP_LIMIT)
+        if parked.asleep:
+            engine.wake_up(activation.port)
+        answer = engine.canary(activation.port) if parked.canary else ""
+    except (gpu.NoDriver, gpu.NotDone, engine.WrongAnswer) as error:
+        raise CannotWake(f"it does not come back: {error}") from None
+    if answer != parked.canary:
+        raise CannotWake(f"its canary says {answer or 'nothing'}, before it was {parked.canary}")
+    Parked.forget(activation.model)
+
+
+def _put_back(activation: Activation) -> None:
+    """gpu.suspend has put its own part back already."""
+    try:
+        parked = Parked.load(activation.model)
+        if parked is not None and parked.asleep:
+            engine.wake_up(activation.port)
+    except engine.WrongAnswer as error:
+        log.error("the engine does not wake up again: %s", error)
+    else:
+        Parked.forget(activation.model)
+
+
+def _processes() -> list[int]:
+    unit = cgroup.own_unit()
+    return [pid for pid in cgroup.processes(unit) if pid != os.getpid()] if unit else []
