@@ -54,6 +54,14 @@ class Costs:
         typical = [median(samples) for samples in islice(others, SAMPLES)]
         return median(typical) if typical else otherwise
 
+    def at_worst(self, model: str, cost: Cost) -> float:
+        """What to reckon with: the second longest of the last; zero where it was never measured.
+
+        The longest alone may be an outlier; the median would be too short half of the time.
+        """
+        samples = sorted(self._samples.get(model, {}).get(cost, ()))
+        return samples[-2] if len(samples) > 1 else sum(samples)
+
     def forget(self, model: str) -> None:
         """The model is gone, or became another."""
         self._samples.pop(model, None)

@@ -56,15 +56,24 @@ class Board:
         for view in [view for view in self._delayed.values() if view.may_start_at <= now]:
             del self._delayed[view.name]
             self._lanes.add(view)
-        pressing, presses_at = self._lanes.pressing(now)
-        plan = _Plan(self._gpus, self._holders.values(), pressing, now)
-        plan.ask_again(presses_at)
+        pressure = self._lanes.pressure(now, self._leaving_takes())
+        plan = _Plan(self._gpus, self._holders.values(), pressure.late, now)
+        plan.ask_again(pressure.late_at)
         for view in self._delayed.values():
             plan.ask_again(view.may_start_at)
-        for name in self._lanes.in_turn(pressing):
+        for name in self._lanes.in_turn(pressure.close):
             plan.consider(self._views[name])
         plan.close()
         return plan.decision(tuple(self._refused.values()))
+
+    def _leaving_takes(self) -> dict[int, float]:
+        """Seconds until the slowest model has left, for each GPU."""
+        seconds: dict[int, float] = {}
+        for holder in self._holders.values():
+            if holder.stage in (Stage.COMING, Stage.IN):
+                for number in holder.gpus:
+                    seconds[number] = max(seconds.get(number, 0.0), holder.leave_cost)
+        return seconds
 
     def _queue(self, view: ModelView) -> None:
         self._judge(view)
@@ -115,11 +124,11 @@ class _Plan:
         self,
         gpus: Mapping[int, Gpu],
         holders: Iterable[ModelView],
-        pressing: set[int],
+        late: set[int],
         now: float,
     ):
         self._now = now
-        self._pressing = pressing
+        self._late = late
         self._holders = sorted(holders, key=loss)
         # Who may be sent away for the next waiter, least loss first.
         self._movable: list[ModelView] = []
@@ -217,7 +226,7 @@ class _Plan:
         """Drain all of them or none: one that left early would leave its place empty."""
         # One that was woken for a request serves it first; while it comes, nobody can stop it.
         ready = [v for v in victims if v.stage is Stage.IN and v.waiting_since is None]
-        if not waiter.gpus & self._pressing:
+        if not waiter.gpus & self._late:
             kept = max((keeps_until(victim, waiter) for victim in ready), default=0.0)
             if kept > self._now:
                 self.ask_again(kept)

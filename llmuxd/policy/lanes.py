@@ -7,7 +7,7 @@ nothing.
 
 from bisect import bisect_left, insort
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from math import inf
 
@@ -15,31 +15,45 @@ from .views import ModelView, Stage
 
 
 @dataclass
+class Pressure:
+    """GPUs whose waiters cannot wait for anything else: `late` for the turn of who is in, `close`
+    for somebody else to go first. `late_at`: when the next gets late.
+    """
+
+    late: set[int] = field(default_factory=set)
+    close: set[int] = field(default_factory=set)
+    late_at: float = inf
+
+
+@dataclass
 class _Lane:
-    """Those who need a switch on one GPU, by the time at which it must have begun."""
+    """Those who need a switch on one GPU, by the time at which it must begin to come."""
 
     waiters: list[tuple[float, str, float]] = field(default_factory=list)
-    presses_at: float | None = inf  # None: to be worked out
+    _known: tuple[float, float] | None = (inf, 0.0)
 
     def add(self, waiter: tuple[float, str, float]) -> None:
         insort(self.waiters, waiter)
-        self.presses_at = None
+        self._known = None
 
     def remove(self, waiter: tuple[float, str, float]) -> None:
         del self.waiters[bisect_left(self.waiters, waiter)]
-        self.presses_at = None
+        self._known = None
 
-    def latest_begin(self) -> float:
-        """When switching must go on at the latest, so that each of them is in time."""
-        if self.presses_at is None:
-            ahead, self.presses_at = 0.0, inf
+    def latest(self) -> tuple[float, float]:
+        """When the first must begin to come at the latest, so that each of them is in time.
+
+        And the seconds that it takes to let another of them go before.
+        """
+        if self._known is None:
+            ahead = dearest = 0.0
+            begin = inf
             for deadline, _, cost in self.waiters:
-                if deadline == inf:
-                    break
-                if deadline - ahead < self.presses_at:
-                    self.presses_at = deadline - ahead
+                begin = min(begin, deadline - ahead)
                 ahead += cost
-        return self.presses_at
+                dearest = max(dearest, cost)
+            self._known = begin, dearest
+        return self._known
 
 
 class Lanes:
@@ -61,21 +75,23 @@ class Lanes:
         for lane, waiter in self._needing(model):
             lane.remove(waiter)
 
-    def pressing(self, now: float) -> tuple[set[int], float]:
-        """The GPUs whose waiters can't wait for anybody's turn, and when the next gets so."""
-        pressing: set[int] = set()
-        following = inf
+    def pressure(self, now: float, leave: Mapping[int, float]) -> Pressure:
+        """Which GPUs are pressed, if it takes `leave` seconds to get one empty that is not."""
+        found = Pressure()
         for number, lane in self._lanes.items():
-            begin = lane.latest_begin()
+            begin, dearest = lane.latest()
+            begin -= leave.get(number, 0.0)
+            if begin - dearest <= now:
+                found.close.add(number)
             if begin <= now:
-                pressing.add(number)
+                found.late.add(number)
             else:
-                following = min(following, begin)
-        return pressing, following
+                found.late_at = min(found.late_at, begin)
+        return found
 
-    def in_turn(self, pressing: set[int]) -> Iterator[str]:
-        """The waiting models' names: those on pressing GPUs first, some a second time later."""
-        urgent = [waiter for number in pressing for waiter in self._lanes[number].waiters]
+    def in_turn(self, close: set[int]) -> Iterator[str]:
+        """The waiting models' names: those on `close` GPUs first, some a second time later."""
+        urgent = [waiter for number in close for waiter in self._lanes[number].waiters]
         for _, name, _ in sorted(urgent):
             yield name
         for _, _, name in self._order:

@@ -8,8 +8,10 @@ from .views import ModelView, Stage
 # A model that has work keeps the GPU for so many times what its switch costs: with three
 # models in turn, at most a fifth of the time goes into switching.
 KEEP = 4.0
-# An idle one is waited for as long as its next request is likely: so many of its usual gaps.
+# An idle one may stay for so many of its usual gaps, so that one client's next request finds
+# it, if that is no more than such a part of what its switch costs.
 PATIENCE = 3.0
+WORTH_IT = 0.3
 
 
 def keeps_until(resident: ModelView, waiter: ModelView) -> float:
@@ -45,6 +47,7 @@ def loss(resident: ModelView) -> tuple[bool, bool, int, float, float, str]:
 
 def _patience(resident: ModelView) -> float:
     """Seconds worth waiting for an idle model's next request, rather than to switch."""
-    if resident.gap is None or resident.gap > resident.switch_cost:
+    if resident.gap is None:
         return 0.0
-    return PATIENCE * resident.gap
+    patience = PATIENCE * resident.gap
+    return patience if patience <= WORTH_IT * resident.switch_cost else 0.0

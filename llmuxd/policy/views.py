@@ -30,10 +30,11 @@ class ModelView:
     `priority`: the higher goes first. `busy`: has requests in flight. `in_since`, `idle_since`:
     when it came in, and when its last request ended.
 
-    Learnt, in seconds: `come_cost` to bring it back, `leave_cost` to get it out (with what it
-    takes to drain), `gap` from the end of its requests to the next one (None: not known).
+    Learnt, in seconds: `come_cost` to bring it back; `leave_cost` to get it out, draining
+    included, and rather too long than too short, for the waits are planned with it; `gap` from
+    the end of its requests to the next one (None: not known).
 
-    Configured, in seconds: `max_wait` of a request until the switch to its model begins,
+    Configured, in seconds: `max_wait` of a request until its model begins to come,
     `min_active` in the GPU, `ttl` of an idle model (None: stays until another needs its place).
     """
 
@@ -63,7 +64,7 @@ class ModelView:
 
     @property
     def deadline(self) -> float:
-        """When the switch to it must have begun; infinite where nobody waits."""
+        """When it must begin to come; infinite where nobody waits."""
         return inf if self.waiting_since is None else self.waiting_since + self.max_wait
 
 
