@@ -11,13 +11,14 @@ from statistics import median
 class Cost(StrEnum):
     """What is measured, in seconds. COLD, RESTORE and RESUME are the ways in.
 
-    OUT is from the wish that it leaves to the free GPU, its draining included. GAP is from the
-    end of its requests to the next one.
+    DRAIN is for each request in flight: until the last ended, divided by their number. OUT is
+    from then to the free GPU. GAP is from the end of its requests to the next one.
     """
 
     COLD = "cold"
     RESTORE = "restore"
     RESUME = "resume"
+    DRAIN = "drain"
     OUT = "out"
     GAP = "gap"
 

@@ -72,7 +72,8 @@ class Board:
         for holder in self._holders.values():
             if holder.stage in (Stage.COMING, Stage.IN):
                 for number in holder.gpus:
-                    seconds[number] = max(seconds.get(number, 0.0), holder.leave_cost)
+                    leave = holder.drain_cost + holder.leave_cost
+                    seconds[number] = max(seconds.get(number, 0.0), leave)
         return seconds
 
     def _queue(self, view: ModelView) -> None:

@@ -100,7 +100,7 @@ class Lanes:
     def _needing(self, model: ModelView) -> Iterator[tuple[_Lane, tuple[float, str, float]]]:
         if model.stage in (Stage.COMING, Stage.IN):
             return
-        waiter = (model.deadline, model.name, model.switch_cost)
+        waiter = (model.deadline, model.name, model.turn_cost)
         for number in model.gpus:
             yield self._lanes[number], waiter
 

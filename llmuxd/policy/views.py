@@ -30,9 +30,10 @@ class ModelView:
     `priority`: the higher goes first. `busy`: has requests in flight. `in_since`, `idle_since`:
     when it came in, and when its last request ended.
 
-    Learnt, in seconds: `come_cost` to bring it back; `leave_cost` to get it out, draining
-    included, and rather too long than too short, for the waits are planned with it; `gap` from
-    the end of its requests to the next one (None: not known).
+    Learnt, in seconds: `come_cost` to bring it back, `leave_cost` to get it out once it is
+    drained; `drain_cost` to end what is in flight and what waits for it; `gap` from the end of
+    its requests to the next one (None: not known). Waits are planned with these: rather too long
+    than too short.
 
     Configured, in seconds: `max_wait` of a request until its model begins to come,
     `min_active` in the GPU, `ttl` of an idle model (None: stays until another needs its place).
@@ -52,6 +53,7 @@ class ModelView:
     idle_since: float = 0.0
     come_cost: float = 0.0
     leave_cost: float = 0.0
+    drain_cost: float = 0.0
     gap: float | None = None
     max_wait: float = inf
     min_active: float = 0.0
@@ -61,6 +63,11 @@ class ModelView:
     def switch_cost(self) -> float:
         """Seconds without service that its leaving and coming back take."""
         return self.come_cost + self.leave_cost
+
+    @property
+    def turn_cost(self) -> float:
+        """Seconds that others wait while it comes, serves who waits for it now, and leaves."""
+        return self.switch_cost + self.drain_cost
 
     @property
     def deadline(self) -> float:

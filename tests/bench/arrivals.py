@@ -6,7 +6,7 @@ beside it. They vary by JITTER from one switch to the next.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 
 from llmuxd.policy import Gpu
@@ -58,6 +58,7 @@ class Trace:
     arrivals: list[Arrival]
     vram: dict[str, int] = field(default_factory=dict)
     gpus: dict[int, Gpu] = field(default_factory=dict)
+    seed: int = 0
 
     @property
     def bound(self) -> float:
@@ -70,14 +71,14 @@ class Trace:
         return {gpu for gpus in self.models.values() for gpu in gpus}
 
 
-def traces() -> list[Trace]:
-    """All of them."""
-    return [steady(), bursts(), hot(), alternation(), agents(), zipf(), two_gpus(), together()]
+def traces(seed: int) -> list[Trace]:
+    """All of them, as this seed has them."""
+    makers = (steady, bursts, hot, alternation, agents, zipf, two_gpus, together)
+    return [replace(make(Random(seed)), seed=seed) for make in makers]
 
 
-def steady() -> Trace:
+def steady(random: Random) -> Trace:
     """Four models, each asked at random moments, the GPU half busy."""
-    random = Random(1)
     models = _on_gpu_0("abcd")
     arrivals = [
         Arrival(at, name, random.uniform(1, 3))
@@ -87,9 +88,8 @@ def steady() -> Trace:
     return Trace("steady mix", PARKED, 60, models, _sorted(arrivals))
 
 
-def bursts() -> Trace:
+def bursts(random: Random) -> Trace:
     """Four models; somebody sends 30 requests at once, every other minute."""
-    random = Random(2)
     models = _on_gpu_0("abcd")
     arrivals = [
         Arrival(at + random.uniform(0, 5), name, random.uniform(0.5, 1.5))
@@ -100,12 +100,11 @@ def bursts() -> Trace:
     return Trace("bursts", LEVEL_2, 300, models, _sorted(arrivals))
 
 
-def hot() -> Trace:
+def hot(random: Random) -> Trace:
     """One model keeps the GPU busy for most of the time, six others want it at times."""
-    random = Random(3)
     models = _on_gpu_0("hxyzuvw")
     arrivals = [
-        Arrival(at, "h", random.uniform(1, 3)) for at in _poisson(random, every=2.8, until=14400)
+        Arrival(at, "h", random.uniform(1, 3)) for at in _poisson(random, every=3.5, until=14400)
     ]
     for name in "xyzuvw":
         arrivals += [
@@ -115,9 +114,8 @@ def hot() -> Trace:
     return Trace("hot and trickles", LEVEL_2, 120, models, _sorted(arrivals))
 
 
-def alternation() -> Trace:
+def alternation(random: Random) -> Trace:
     """Three models strictly in turn, at the seed's switch."""
-    random = Random(4)
     models = _on_gpu_0("abc")
     arrivals = [
         Arrival(3.4 * number, "abc"[number % 3], random.uniform(1.5, 2.5)) for number in range(6000)
@@ -125,16 +123,18 @@ def alternation() -> Trace:
     return Trace("alternation", SEED_FLOW, 900, models, arrivals)
 
 
-def agents() -> Trace:
+def agents(random: Random) -> Trace:
     """Three clients, each with its model, that send one request after the other."""
     models = _on_gpu_0("abc")
-    arrivals = [Arrival(0.1 * number, name, 2.0, 999, 0.5) for number, name in enumerate(models)]
+    arrivals = [
+        Arrival(0.1 * number, name, random.uniform(1.5, 2.5), 999, 0.5)
+        for number, name in enumerate(models)
+    ]
     return Trace("agents", SEED_FLOW, 900, models, arrivals)
 
 
-def zipf() -> Trace:
+def zipf(random: Random) -> Trace:
     """Fifty models, the n-th asked for 1/n as often as the first."""
-    random = Random(5)
     models = _on_gpu_0([f"m{number:02}" for number in range(1, 51)])
     weights = [1 / number for number in range(1, 51)]
     arrivals = [
@@ -144,9 +144,8 @@ def zipf() -> Trace:
     return Trace("50 models, Zipf", PARKED, 300, models, arrivals)
 
 
-def two_gpus() -> Trace:
+def two_gpus(random: Random) -> Trace:
     """Three models on each of two GPUs, and one that needs both."""
-    random = Random(6)
     models = {name: frozenset({0}) for name in "abc"} | {name: frozenset({1}) for name in "def"}
     models["big"] = frozenset({0, 1})
     arrivals = [
@@ -157,9 +156,8 @@ def two_gpus() -> Trace:
     return Trace("two GPUs", PARKED_AS_IS, 300, models, _sorted(arrivals))
 
 
-def together() -> Trace:
+def together(random: Random) -> Trace:
     """Five models of which two or three fit on the GPU together; the peers know no sizes."""
-    random = Random(7)
     vram = {"a": 20 * GIB, "b": 25 * GIB, "c": 30 * GIB, "d": 40 * GIB, "e": 50 * GIB}
     models = _on_gpu_0(vram)
     arrivals = [

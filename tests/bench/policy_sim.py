@@ -15,20 +15,45 @@ from .world import World
 SLACK = 0.02
 GAIN = 10.0
 LOW = 0.06
+SEEDS = range(1, 6)
+# Those on which first come first served does nothing but switch.
+THRASHED = ("alternation", "agents")
+
+Runs = dict[str, World]
 
 
 def main() -> int:
-    """A table for each trace, then the goals."""
+    """A table for each trace with the first seed; the goals are held by the worst of all seeds."""
     wanted = sys.argv[1:]
-    played = [(t, play(t)) for t in traces() if not wanted or t.name in wanted]
+    played: dict[str, list[Runs]] = {}
+    for seed in SEEDS:
+        for trace in traces(seed):
+            if not wanted or trace.name in wanted:
+                runs = play(trace)
+                played.setdefault(trace.name, []).append(runs)
+                if seed == SEEDS[0]:
+                    show(trace, runs)
     goals = Goals()
-    for trace, runs in played:
-        judge(goals, trace, runs)
+    print(f"the worst of {len(SEEDS)} seeds:")
+    for name, all_runs in played.items():
+        judge(goals, name, all_runs)
     return 0 if goals.all_met else 1
 
 
-def play(trace: Trace) -> dict[str, World]:
+def play(trace: Trace) -> Runs:
     """The same arrivals and switches for each of the three."""
+    runs = {
+        "FIFO": World(trace, Fifo()),
+        "collate": World(trace, Collate()),
+        "ours": World(trace, Ours(trace)),
+    }
+    for world in runs.values():
+        world.run()
+    return runs
+
+
+def show(trace: Trace, runs: Runs) -> None:
+    """The table of one trace."""
     work = sum(arrival.work * (1 + arrival.more) for arrival in trace.arrivals)
     count = sum(1 + arrival.more for arrival in trace.arrivals)
     begin = trace.arrivals[-1].at
@@ -43,10 +68,7 @@ def play(trace: Trace) -> dict[str, World]:
         f"  {'scheduler':10} {'serving':>8} {'ratio':>6} {'switches':>9} {'p50 s':>9} {'p99 s':>9}"
         f" {'max s':>9} {'starved':>8}"
     )
-    runs: dict[str, World] = {}
-    for name, scheduler in (("FIFO", Fifo()), ("collate", Collate()), ("ours", Ours(trace))):
-        world = runs[name] = World(trace, scheduler)
-        world.run()
+    for name, world in runs.items():
         percent = quantiles(world.waits, n=100)
         starved = sum(wait > trace.bound for wait in world.waits)
         print(
@@ -55,30 +77,33 @@ def play(trace: Trace) -> dict[str, World]:
             f" {starved:8}"
         )
     print(flush=True)
-    return runs
 
 
-def judge(goals: Goals, trace: Trace, runs: dict[str, World]) -> None:
-    """What is wanted on this trace."""
-    fifo, ours = runs["FIFO"].share, runs["ours"].share
-    best = max(fifo, runs["collate"].share)
-    if trace.name in ("alternation", "agents"):
-        goals.line(f"FIFO on {trace.name}", f"{fifo:.1%} serving", f"below {LOW:.0%}", fifo < LOW)
+def judge(goals: Goals, name: str, all_runs: list[Runs]) -> None:
+    """What is wanted on this trace, with whatever seed."""
+    if name in THRASHED:
+        fifo = max(runs["FIFO"].share for runs in all_runs)
+        goals.line(f"FIFO on {name}", f"{fifo:.1%} serving", f"below {LOW:.0%}", fifo < LOW)
+        gain = min(runs["ours"].share / runs["FIFO"].share for runs in all_runs)
         goals.line(
-            f"gain on {trace.name}",
-            f"{ours / fifo:.1f} times FIFO's serving share",
+            f"gain on {name}",
+            f"{gain:.1f} times FIFO's serving share",
             f"at least {GAIN:.0f}",
-            ours >= GAIN * fifo,
+            gain >= GAIN,
         )
-    goals.line(
-        f"serving share, {trace.name}",
-        f"{ours / best - 1:+.2%} against the better peer",
-        f"at least -{SLACK:.0%}",
-        ours >= (1 - SLACK) * best,
+    behind = min(
+        runs["ours"].share / max(runs["FIFO"].share, runs["collate"].share) - 1 for runs in all_runs
     )
-    longest = max(runs["ours"].waits)
     goals.line(
-        f"longest wait, {trace.name}",
+        f"serving share, {name}",
+        f"{behind:+.2%} against the better peer",
+        f"at least -{SLACK:.0%}",
+        behind >= -SLACK,
+    )
+    longest = max(max(runs["ours"].waits) for runs in all_runs)
+    trace = all_runs[0]["ours"].trace
+    goals.line(
+        f"longest wait, {name}",
         f"{longest:.1f} s",
         f"at most {trace.bound:.1f}: max_wait {trace.max_wait:.0f} and one switch",
         longest <= trace.bound,

@@ -55,6 +55,9 @@ class Fifo:
     def came(self, model: SimModel, seconds: float) -> None:
         """Learns nothing."""
 
+    def drained(self, model: SimModel, requests: int, seconds: float) -> None:
+        """Learns nothing."""
+
     def left(self, model: SimModel, seconds: float) -> None:
         """Learns nothing."""
 
@@ -103,8 +106,13 @@ class Ours:
         """One way in is all that a trace has."""
         self._costs.learn(model.name, Cost.RESUME, seconds)
 
+    def drained(self, model: SimModel, requests: int, seconds: float) -> None:
+        """For each that was in flight."""
+        if requests:
+            self._costs.learn(model.name, Cost.DRAIN, seconds / requests)
+
     def left(self, model: SimModel, seconds: float) -> None:
-        """With its draining."""
+        """Once it was drained."""
         self._costs.learn(model.name, Cost.OUT, seconds)
 
     def asked(self, model: SimModel, now: float) -> None:
@@ -117,6 +125,7 @@ class Ours:
         self._dirty[model.name] = model
 
     def _view(self, model: SimModel) -> ModelView:
+        requests = len(model.ends) + len(model.waiting)
         return ModelView(
             model.name,
             model.gpus,
@@ -126,8 +135,9 @@ class Ours:
             busy=bool(model.ends),
             in_since=model.in_since,
             idle_since=model.idle_since,
-            come_cost=self._costs.expect(model.name, Cost.RESUME),
+            come_cost=self._costs.at_worst(model.name, Cost.RESUME),
             leave_cost=self._costs.at_worst(model.name, Cost.OUT),
+            drain_cost=requests * self._costs.at_worst(model.name, Cost.DRAIN),
             gap=self._costs.known(model.name, Cost.GAP),
             max_wait=self._trace.max_wait,
         )

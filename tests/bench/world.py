@@ -31,9 +31,11 @@ class SimModel:
     # Served so far is counted for all in flight alike; each ends when the count reaches its end.
     served: float = 0.0
     ends: list[tuple[float, int, Arrival]] = field(default_factory=list)
+    draining: int = 0
     in_since: float = 0.0
     idle_since: float = 0.0
     draining_since: float = 0.0
+    leaving_since: float = 0.0
     coming_since: float = 0.0
 
 
@@ -49,8 +51,11 @@ class Scheduler(Protocol):
     def came(self, model: SimModel, seconds: float) -> None:
         """It took so long to get in."""
 
+    def drained(self, model: SimModel, requests: int, seconds: float) -> None:
+        """It took so long to end these requests."""
+
     def left(self, model: SimModel, seconds: float) -> None:
-        """It took so long to get out, draining included."""
+        """It took so long to get out."""
 
     def asked(self, model: SimModel, now: float) -> None:
         """A request arrived."""
@@ -72,7 +77,7 @@ class World:
         # All that wait, of all models, in the order of arrival.
         self.line: deque[Arrival] = deque()
         self._scheduler = scheduler
-        self._random = Random(trace.name)
+        self._random = Random(f"{trace.name} {trace.seed}")
         self._arrivals = deque(trace.arrivals)
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._flying: dict[str, SimModel] = {}
@@ -185,7 +190,7 @@ class World:
         for name in decision.drain:
             model = self.models[name]
             assert model.stage is Stage.IN
-            model.draining_since = self.now
+            model.draining_since, model.draining = self.now, len(model.ends)
             self._stage(model, Stage.DRAINING)
             if not model.ends:
                 self._leave(model)
@@ -208,11 +213,13 @@ class World:
         self._stage(model, Stage.IN)
 
     def _leave(self, model: SimModel) -> None:
+        self._scheduler.drained(model, model.draining, self.now - model.draining_since)
+        model.leaving_since = self.now
         self._stage(model, Stage.LEAVING)
         self._after(self.trace.switch.out, lambda: self._left(model))
 
     def _left(self, model: SimModel) -> None:
-        self._scheduler.left(model, self.now - model.draining_since)
+        self._scheduler.left(model, self.now - model.leaving_since)
         self._stage(model, Stage.OUT)
 
     def _stage(self, model: SimModel, stage: Stage) -> None:

@@ -103,6 +103,9 @@ class Watched:
     def came(self, model: SimModel, seconds: float) -> None:
         pass
 
+    def drained(self, model: SimModel, requests: int, seconds: float) -> None:
+        pass
+
     def left(self, model: SimModel, seconds: float) -> None:
         pass
 
@@ -202,7 +205,8 @@ def _agents(draw: st.DrawFn) -> tuple[Trace, dict[str, ModelView]]:
             Stage.OUT,
             priority=draw(st.integers(0, 2)),
             come_cost=1.15 * switch.back,
-            leave_cost=1.15 * switch.out + 2.0 * each,
+            leave_cost=1.15 * switch.out,
+            drain_cost=2.0 * each,
             gap=draw(st.none() | st.just(0.2)),
             max_wait=max_wait,
             min_active=draw(st.sampled_from((0.0, 0.0, 200.0))),
@@ -223,7 +227,7 @@ def test_no_request_waits_longer_than_max_wait_and_one_switch(
     watched = Watched(trace, wishes)
     world = World(trace, watched)
     world.run()
-    switch = max(wish.switch_cost for wish in wishes.values())
+    switch = max(wish.turn_cost for wish in wishes.values())
     assert max(world.waits) <= trace.max_wait + switch
 
 
