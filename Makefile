@@ -22,6 +22,7 @@ FILL  = sed -e 's|@bindir@|$(BINDIR)|g' -e 's|@libexecdir@|$(LIBEXECDIR)|g' \
 all:
 	@echo "make demo    boots a throw-away machine with two models on 127.0.0.1:4000"
 	@echo "make check   lint, types and all tests"
+	@echo "make bench   the benchmarks, as tables with ratios"
 	@echo "make install DESTDIR= PREFIX=/usr"
 
 # What a package's %install calls.
@@ -71,6 +72,13 @@ install-files:
 .PHONY: check
 check:
 	$(PYTHON) tests/rings.py $(RINGS)
+
+# Each prints its goals last; all run, and one that is missed makes it fail.
+.PHONY: bench
+bench:
+	@failed=0; for name in policy_sim decision_cost; do \
+		$(PYTHON) -m tests.bench.$$name || failed=1; \
+	done; exit $$failed
 
 # The throw-away machine with two real models on 127.0.0.1:4000; TOUR=once ends after the tour.
 .PHONY: demo
