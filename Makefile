@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-# make demo | check | bench-switch | install DESTDIR= PREFIX=
+# make demo | check | bench | bench-switch | install DESTDIR= PREFIX=
 
 PREFIX     ?= /usr
 DESTDIR    ?=

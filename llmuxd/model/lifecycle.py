@@ -139,8 +139,7 @@ class Lifecycle:
         if take_park_order(self._model.name):
             parking.park(activation)
             self.tell("off the GPU")
-        else:
-            parking.wake(activation)
+        elif parking.wake(activation):
             self.tell("serving (resumed)")
 
     def clean_up(self) -> None:

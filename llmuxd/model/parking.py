@@ -70,11 +70,11 @@ def park(activation: Activation) -> None:
     log.info("%d processes are off the GPU%s", len(found), ", the engine sleeps" if asleep else "")
 
 
-def wake(activation: Activation) -> None:
-    """The reverse of `park`, and the proof that it is one."""
+def wake(activation: Activation) -> bool:
+    """The reverse of `park`, and the proof that it is one; False where it was not off the GPU."""
     parked = Parked.load(activation.model)
     if parked is None:
-        return
+        return False
     try:
         driver = gpu.Driver()
         gpu.resume(driver, list(gpu.find(driver, _processes())), STEP_LIMIT)
@@ -86,6 +86,7 @@ def wake(activation: Activation) -> None:
     if answer != parked.canary:
         raise CannotWake(f"its canary says {answer or 'nothing'}, before it was {parked.canary}")
     Parked.forget(activation.model)
+    return True
 
 
 def _put_back(activation: Activation) -> None:
