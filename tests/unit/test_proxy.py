@@ -14,10 +14,10 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from llmuxd import switcher
 from llmuxd.backend import Backend
 from llmuxd.proxy import Proxy
 from llmuxd.state import State
+from llmuxd.switcher import pauses
 
 from .engine import Engine, a_raw_server, an_engine, read_request
 from .fake_units import a_config, a_model
@@ -30,8 +30,8 @@ ASK: dict[str, object] = {"model": "org/a", "messages": []}
 
 @pytest.fixture(autouse=True)
 def _no_long_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(switcher, "COOL_DOWN", (0.02, 60.0))
-    monkeypatch.setattr(switcher, "CONNECT_AGAIN", 0.03)
+    monkeypatch.setattr(pauses, "COOL_DOWN", (0.02, 60.0))
+    monkeypatch.setattr(pauses, "CONNECT_AGAIN", 0.03)
 
 
 @dataclass

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from llmuxd import switcher
 from llmuxd.config import Tier
 from llmuxd.errors import (
     ModelFailed,
@@ -20,6 +19,7 @@ from llmuxd.jobs import Job
 from llmuxd.model.activation import Activation, off_gpu, take_park_order
 from llmuxd.model.checkpoint import Checkpoint
 from llmuxd.state import State, UnitStatus
+from llmuxd.switcher import pauses
 from llmuxd.units import Units
 
 from .fake_units import DOWN, UP, FakeUnits, a_checkpoint, a_model, an_activation
@@ -30,9 +30,9 @@ A, B, C = a_model("a", aliases=("first",)), a_model("b"), a_model("c")
 
 @pytest.fixture(autouse=True)
 def _no_long_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(switcher, "COOL_DOWN", (0.02, 60.0))
-    monkeypatch.setattr(switcher, "LEAVE_AGAIN", 0.03)
-    monkeypatch.setattr(switcher, "CONNECT_AGAIN", 0.03)
+    monkeypatch.setattr(pauses, "COOL_DOWN", (0.02, 60.0))
+    monkeypatch.setattr(pauses, "LEAVE_AGAIN", 0.03)
+    monkeypatch.setattr(pauses, "CONNECT_AGAIN", 0.03)
 
 
 def test_fake_units_have_the_surface_of_the_real_ones() -> None:
@@ -242,10 +242,10 @@ async def test_client_that_leaves_in_the_moment_it_is_let_in_leaves_no_place_tak
         stage.units.up_by_hand("a")
         client = stage.client("a")
         await stage.settle()
-        stage.switcher._step()
+        stage.switcher._decider.step()
         await stage.until_idle()
         await stage.settle()
-        stage.switcher._step()
+        stage.switcher._decider.step()
         assert stage.switcher.model("a").in_flight == 1 and not client.admitted.is_set()
         await client.leave()
         assert not client.admitted.is_set()
@@ -303,7 +303,7 @@ async def test_requests_in_the_cool_down_are_refused_at_once() -> None:
 
 
 async def test_after_the_cool_down_one_try_decides(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(switcher, "COOL_DOWN", (0.0, 0.0, 60.0))
+    monkeypatch.setattr(pauses, "COOL_DOWN", (0.0, 0.0, 60.0))
     async with on_stage(A) as stage:
         stage.units.break_verb("start", "a")
         await stage.client("a").error()
@@ -524,7 +524,7 @@ async def test_a_model_that_cannot_leave_the_gpu_parked_is_checkpointed() -> Non
 async def test_a_parked_model_that_does_not_come_back_is_ended_and_started_anew(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(switcher, "COOL_DOWN", (0.01,))
+    monkeypatch.setattr(pauses, "COOL_DOWN", (0.01,))
     async with on_stage(ON_GPU, B) as stage:
         await stage.ask("a")
         await stage.ask("b")
@@ -567,7 +567,7 @@ async def test_short_memory_sends_the_least_lately_used_to_disk(
             await stage.ask(name)
         assert stage.switcher.state("a") is stage.switcher.state("c") is State.PARKED
         short = True
-        stage.switcher._kick()  # it looks whenever something happened
+        stage.switcher._fleet.woken.set()  # it looks whenever something happened
         gate = stage.units.hold("stop", "c")
         await gate.reached.wait()
         await stage.settle()

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: MIT
+"""How a model comes to serve: thawed, restored or started cold by its unit, or adopted."""
+
+import asyncio
+import logging
+
+from ..errors import Internal, LlmuxError, ModelFailed, UnitRefused
+from ..model.activation import Leave, off_gpu, order_leave
+from . import pauses
+from .admission import Admission
+from .fleet import Fleet
+from .models import Model, now
+
+log = logging.getLogger(__name__)
+
+
+class Coming:
+    """The ways in; each is the work of a transition."""
+
+    def __init__(self, fleet: Fleet, admission: Admission):
+        self._fleet = fleet
+        self._units = fleet.units
+        self._admission = admission
+
+    async def activate(self, model: Model) -> None:
+        """Bring it in from where it waits."""
+        status = self._units.status(model.name)
+        model.held_gpus = model.config.gpus
+        try:
+            if status.up and status.frozen:
+                await self._units.thaw(model.name)
+                await self._wake_up(model)
+            else:
+                await self._units.start(model.name)
+            await self._fleet.look(model)
+            if model.backend is None:
+                raise self._start_error(model)
+        except LlmuxError as error:
+            self._failed(model, error)
+            raise
+        except Exception:
+            # Without the pause its waiters would have it started again and again.
+            self._failed(model, Internal("internal error"))
+            raise
+        model.failures, model.may_start_at, model.last_error = 0, 0.0, ""
+
+    async def connect(self, model: Model) -> None:
+        """A unit that came up without us: by hand, or before llmuxd was started."""
+        if (await self._units.refresh(model.name)).down:
+            return
+        # Thawed by hand, or left so by a llmuxd that died in the middle.
+        await self._wake_up(model)
+        await self._fleet.look(model)
+        if model.backend is None:
+            model.connect_at = now() + pauses.LEAVE_AGAIN
+            raise UnitRefused(f"the unit of {model.name!r} is active but does not say where it is")
+        log.info("%s: adopted on port %d", model.name, model.backend.port)
+
+    async def _wake_up(self, model: Model) -> None:
+        """Bring one back that is off its GPU; what does not come back is ended."""
+        if not await asyncio.to_thread(off_gpu, model.name):
+            return
+        await self._units.reload(model.name)
+        if await asyncio.to_thread(off_gpu, model.name):
+            await asyncio.to_thread(order_leave, model.name, Leave.STOP)
+            await self._units.stop(model.name)
+            raise ModelFailed(
+                f"{model.name!r} did not come back to its GPU and was stopped",
+                f"'llmuxctl logs {model.name}' shows why",
+            )
+
+    def _start_error(self, model: Model) -> ModelFailed:
+        status = self._units.status(model.name)
+        why = status.text.removeprefix("failed: ")
+        return ModelFailed(
+            f"{model.name!r} could not be started: {why or status.result}",
+            f"'llmuxctl logs {model.name}' shows more",
+        )
+
+    def _failed(self, model: Model, error: LlmuxError) -> None:
+        pause = pauses.COOL_DOWN[min(model.failures, len(pauses.COOL_DOWN) - 1)]
+        model.failures += 1
+        model.may_start_at = now() + pause
+        model.last_error = error.message
+        if model.failures > 1:
+            error.retry_after = pause
+            self._admission.refuse_all(model, error)

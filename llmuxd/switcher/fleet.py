@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: MIT
+"""All models: what is seen of each, and who is told when it changes."""
+
+import asyncio
+from collections.abc import Callable
+
+from ..backend import Backend
+from ..config import Config
+from ..errors import NoSuchModel
+from ..model.activation import Activation
+from ..model.checkpoint import Checkpoint
+from ..policy import Stage
+from ..state import State, UnitStatus, derive
+from ..units import Units
+from .models import Model
+from .tasks import Tasks
+
+
+class Fleet:
+    """The models by name. Whoever changes one says so by `changed`.
+
+    Each of `listeners` is told its name; `woken` is set for whoever decides.
+    """
+
+    def __init__(self, config: Config, units: Units, tasks: Tasks):
+        self.config = config
+        self.units = units
+        self.models = {name: Model(model) for name, model in config.models.items()}
+        self.listeners: list[Callable[[str], None]] = []
+        self.woken = asyncio.Event()
+        self._tasks = tasks
+        units.changed = self._unit_changed
+
+    def get(self, name: str) -> Model:
+        """The model of this name (no alias)."""
+        try:
+            return self.models[name]
+        except KeyError:
+            raise NoSuchModel(f"there is no model {name!r}") from None
+
+    def resolve(self, name: str) -> Model:
+        """The configured model of this name or alias."""
+        return self.models[self.config.resolve(name)]
+
+    def state(self, model: Model) -> State:
+        """What users see of it now."""
+        return derive(
+            self.units.status(model.name),
+            has_checkpoint=not self.why_no_checkpoint(model),
+            leaving=model.moving in (Stage.DRAINING, Stage.LEAVING),
+        )
+
+    def stage(self, model: Model) -> Stage:
+        """What policy sees of it now."""
+        if model.moving is not None:
+            if model.moving is Stage.DRAINING and model.commanded:
+                return Stage.LEAVING
+            return model.moving
+        unit = self.units.status(model.name)
+        if unit.down or (unit.up and unit.frozen):
+            return Stage.OUT
+        if unit.up:
+            return Stage.IN if model.backend is not None else Stage.COMING
+        return Stage.LEAVING if unit.active == "deactivating" else Stage.COMING
+
+    def why_no_checkpoint(self, model: Model) -> str:
+        """Why it would start cold; empty where its checkpoint is good, as far as is known.
+
+        What can only be seen where it is restored (kernel, CRIU, image) is looked at there.
+        """
+        if model.checkpoint is None:
+            return "none was taken"
+        if model.checkpoint.identity.definition != model.config.definition:
+            return model.checkpoint.invalid or "the model's definition in llmux.yaml changed"
+        return model.checkpoint.invalid
+
+    async def look(self, model: Model) -> None:
+        """Read what the unit's helper left on disk: where the server is, and the checkpoint."""
+        activation = await asyncio.to_thread(Activation.load, model.name)
+        checkpoint = await asyncio.to_thread(_load_checkpoint, model.name)
+        model.checkpoint = checkpoint
+        unit = self.units.status(model.name)
+        if unit.up and activation is not None:
+            if model.activation != activation or model.backend is None:
+                await self.close_backend(model)
+                model.backend = Backend(activation.port)
+            model.activation = activation
+            model.held_gpus = activation.gpus
+        elif unit.down:
+            await self.close_backend(model)
+            model.activation = model.held_gpus = None
+        self.changed(model)
+
+    async def retire_backend(self, model: Model) -> None:
+        """Its server takes no new request; the streams that run end by themselves."""
+        backend, model.backend = model.backend, None
+        if backend is not None:
+            await backend.retire()
+
+    async def close_backend(self, model: Model) -> None:
+        """Its server is gone, or about to go."""
+        backend, model.backend = model.backend, None
+        if backend is not None:
+            await backend.close()
+
+    def changed(self, model: Model) -> None:
+        """Something of it is not what it was, and there may be something to decide."""
+        self.tell(model.name)
+        self.woken.set()
+
+    def tell(self, name: str) -> None:
+        """Something of it is not what it was that decides nothing."""
+        for listener in self.listeners:
+            listener(name)
+
+    def _unit_changed(self, name: str, status: UnitStatus) -> None:
+        model = self.models.get(name)
+        if model is None:
+            return
+        if status.down and model.transition is None:
+            # Gone without us: by hand, or its server died.
+            self._tasks.spawn(self.look(model))
+        elif not status.up and model.transition is None and model.backend is not None:
+            # On its way down, or up again, by hand: the next run listens elsewhere, perhaps.
+            model.activation = None
+            self._tasks.spawn(self.retire_backend(model))
+        self.changed(model)
+
+
+def _load_checkpoint(name: str) -> Checkpoint | None:
+    record = Checkpoint.load(name)
+    if record is not None and not record.invalid and not record.valid:
+        return record.invalidate(f"the image is missing from {record.directory}")
+    return record

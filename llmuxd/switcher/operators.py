@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: MIT
+"""What people ask for: jobs that go beside the policy, and by the same moves."""
+
+from ..errors import ModelFailed, NotRunning, NotSupported
+from ..jobs import Job, Jobs, Kind
+from ..model.activation import Leave
+from ..state import State
+from .admission import Admission
+from .fleet import Fleet
+from .leaving import Leaving
+from .models import Model
+from .transitions import Transitions
+
+
+class Operators:
+    """Each method refuses at once what cannot be, and returns the job otherwise."""
+
+    def __init__(
+        self, fleet: Fleet, admission: Admission, transitions: Transitions, leaving: Leaving
+    ):
+        self.jobs = Jobs()
+        self._fleet = fleet
+        self._admission = admission
+        self._transitions = transitions
+        self._leaving = leaving
+        fleet.listeners.append(self._tell_phase)
+
+    def switch(self, name: str) -> Job:
+        """Make the model serve."""
+        model = self._fleet.resolve(name)
+        model.may_start_at, model.failures = 0.0, 0
+
+        async def work(job: Job) -> None:
+            await self._admission.enter(model, request=False)
+
+        return self.jobs.add(Kind.SWITCH, model.name, work)
+
+    def checkpoint(self, name: str) -> Job:
+        """Drain the model and write it to disk."""
+        model = self._fleet.resolve(name)
+        if not model.config.checkpoint:
+            raise NotSupported(
+                f"{model.name!r} is never checkpointed", "its configuration says checkpoint: false"
+            )
+        if self._fleet.state(model) is State.COLD:
+            raise NotRunning(
+                f"{model.name!r} does not run", f"'llmuxctl warmup {model.name}' starts it first"
+            )
+
+        async def work(job: Job) -> None:
+            await self._end(model, Leave.CHECKPOINT)
+            _require_checkpoint(model)
+
+        return self.jobs.add(Kind.CHECKPOINT, model.name, work)
+
+    def park(self, name: str) -> Job:
+        """Drain the model and freeze it; it comes back in milliseconds."""
+        model = self._fleet.resolve(name)
+        if self._fleet.state(model) in (State.COLD, State.CHECKPOINTED, State.FAILED):
+            raise NotRunning(f"{model.name!r} does not run", "only a running model can be parked")
+
+        async def work(job: Job) -> None:
+            await self._transitions.command(model, self._leaving.park(model))
+
+        return self.jobs.add(Kind.PARK, model.name, work)
+
+    def stop(self, name: str) -> Job:
+        """Drain the model and end it without a checkpoint; does nothing where it does not run."""
+        model = self._fleet.resolve(name)
+
+        async def work(job: Job) -> None:
+            await self._end(model, Leave.STOP)
+
+        return self.jobs.add(Kind.STOP, model.name, work)
+
+    def warmup(self, name: str) -> Job:
+        """Have a checkpoint of the model on disk: start it, wait for its health, dump it."""
+        model = self._fleet.resolve(name)
+        model.may_start_at, model.failures = 0.0, 0
+
+        async def work(job: Job) -> None:
+            if self._fleet.state(model) is State.CHECKPOINTED:
+                return
+            await self._admission.enter(model, request=False)
+            if model.config.checkpoint:
+                await self._end(model, Leave.CHECKPOINT)
+                _require_checkpoint(model)
+
+        return self.jobs.add(Kind.WARMUP, model.name, work)
+
+    async def _end(self, model: Model, leave: Leave) -> None:
+        await self._transitions.command(model, self._leaving.end(model, leave))
+
+    def _tell_phase(self, name: str) -> None:
+        """A job tells what the unit of its model tells."""
+        text = self._fleet.units.status(name).text
+        for job in self.jobs.all():
+            if job.model == name and text:
+                self.jobs.set_phase(job, text)
+
+
+def _require_checkpoint(model: Model) -> None:
+    record = model.checkpoint
+    if record is None or record.invalid:
+        why = record.invalid if record else "no checkpoint was written"
+        raise ModelFailed(
+            f"{model.name!r} was stopped without a checkpoint: {why}",
+            f"'llmuxctl logs {model.name}' shows more",
+        )

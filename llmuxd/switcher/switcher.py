@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: MIT
+"""What the proxy, the control plane and the daemon call."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Callable
+
+from ..backend import Backend
+from ..config import Config, ModelConfig
+from ..errors import LlmuxError, NoSuchModel, Stopping
+from ..jobs import Job, Jobs
+from ..model.activation import Leave
+from ..state import State
+from ..units import Units
+from . import pauses
+from .admission import Admission
+from .coming import Coming
+from .deciding import Decider
+from .fleet import Fleet
+from .leaving import Leaving
+from .models import Model, now
+from .operators import Operators
+from .tasks import Tasks
+from .transitions import Transitions
+
+log = logging.getLogger(__name__)
+
+
+class Switcher:
+    """All models. Each of `listeners` is told the name of a model when something of it changed."""
+
+    def __init__(self, config: Config, units: Units):
+        self._tasks = Tasks()
+        self._fleet = Fleet(config, units, self._tasks)
+        self._admission = Admission(self._fleet)
+        self._transitions = Transitions(self._fleet, self._tasks)
+        self._leaving = Leaving(self._fleet)
+        self._operators = Operators(self._fleet, self._admission, self._transitions, self._leaving)
+        self._decider = Decider(
+            self._fleet,
+            self._admission,
+            self._transitions,
+            Coming(self._fleet, self._admission),
+            self._leaving,
+        )
+
+    # What others read
+
+    @property
+    def config(self) -> Config:
+        """What runs now."""
+        return self._fleet.config
+
+    @property
+    def jobs(self) -> Jobs:
+        """What operators asked for and is not done yet."""
+        return self._operators.jobs
+
+    @property
+    def listeners(self) -> list[Callable[[str], None]]:
+        """Who is told; add to it."""
+        return self._fleet.listeners
+
+    def names(self) -> list[str]:
+        """The names of all models, in the order of the configuration."""
+        return list(self._fleet.models)
+
+    def model(self, name: str) -> Model:
+        """The model of this name (no alias)."""
+        return self._fleet.get(name)
+
+    def state(self, name: str) -> State:
+        """What the model does now."""
+        return self._fleet.state(self._fleet.get(name))
+
+    def why_no_checkpoint(self, name: str) -> str:
+        """Why the model would start cold; empty where its checkpoint is good."""
+        return self._fleet.why_no_checkpoint(self._fleet.get(name))
+
+    def queue_length(self) -> int:
+        """Requests that wait for a model."""
+        return self._admission.length()
+
+    # What the proxy does
+
+    @contextlib.asynccontextmanager
+    async def request(self, name: str) -> AsyncIterator[Backend]:
+        """Have the model serve for as long as the context lasts; waits for it if need be."""
+        model = self._fleet.resolve(name)
+        backend = await self._admission.enter(model, request=True)
+        try:
+            async with backend:
+                yield backend
+        finally:
+            self._admission.leave(model)
+
+    async def lost(self, name: str, backend: Backend) -> None:
+        """The server behind `backend` could not be reached; the next request looks again."""
+        model = self._fleet.models.get(name)
+        if model is not None and model.backend is backend:
+            log.warning("%s: its server cannot be reached", name)
+            model.connect_at = now() + pauses.CONNECT_AGAIN
+            # It may listen no more and still be ending the streams that it has.
+            await self._fleet.retire_backend(model)
+            self._fleet.changed(model)
+
+    # What operators do: operators.py says more of each
+
+    def switch(self, name: str) -> Job:
+        """Make the model serve."""
+        return self._operators.switch(name)
+
+    def checkpoint(self, name: str) -> Job:
+        """Drain the model and write it to disk."""
+        return self._operators.checkpoint(name)
+
+    def park(self, name: str) -> Job:
+        """Drain the model and freeze it."""
+        return self._operators.park(name)
+
+    def stop(self, name: str) -> Job:
+        """Drain the model and end it."""
+        return self._operators.stop(name)
+
+    def warmup(self, name: str) -> Job:
+        """Have a checkpoint of the model on disk."""
+        return self._operators.warmup(name)
+
+    def reload(self, config: Config) -> None:
+        """Take a new configuration; a model that is gone from it drains and leaves."""
+        fleet = self._fleet
+        fleet.config = config
+        for name, model_config in config.models.items():
+            if name in fleet.models:
+                fleet.models[name].config = model_config
+                fleet.models[name].removed = False
+            else:
+                fleet.models[name] = Model(model_config)
+                fleet.tell(name)
+                self._tasks.spawn(fleet.look(fleet.models[name]))
+        for name in [name for name in fleet.models if name not in config.models]:
+            model = fleet.models[name]
+            self._admission.refuse_all(model, NoSuchModel(f"the model {name!r} was removed"))
+            model.removed = True
+            self._tasks.spawn(self._drop(model))
+        fleet.woken.set()
+
+    # The daemon's
+
+    async def adopt(self) -> None:
+        """Take over what runs already. Call once the units are attached."""
+        fleet = self._fleet
+        for name in fleet.units.running():
+            if name not in fleet.models:
+                # Removed from the file while nobody looked: it holds its GPU until it leaves.
+                fleet.models[name] = Model(ModelConfig(name, image=""), removed=True)
+                self._tasks.spawn(self._drop(fleet.models[name]))
+        await asyncio.gather(*(fleet.look(model) for model in list(fleet.models.values())))
+        fleet.woken.set()
+
+    async def run(self) -> None:
+        """Decide and act whenever something changed, until closed."""
+        woken = self._fleet.woken
+        while not self._admission.stopping:
+            timeout = self._decider.step()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(woken.wait(), timeout)
+            woken.clear()
+
+    async def close(self) -> None:
+        """Stop deciding; units stay as they are."""
+        self._admission.stopping = True
+        self._fleet.woken.set()
+        for model in self._fleet.models.values():
+            self._admission.refuse_all(model, Stopping("llmuxd is stopping"))
+        await self.jobs.close()
+        await self._tasks.close()
+        for model in self._fleet.models.values():
+            await self._fleet.close_backend(model)
+
+    async def _drop(self, model: Model) -> None:
+        while model.removed:
+            try:
+                await self._transitions.command(model, self._leaving.end(model, Leave.STOP))
+                break
+            except LlmuxError as error:
+                log.error("%s was removed and does not leave: %s", model.name, error)
+                await asyncio.sleep(pauses.LEAVE_AGAIN)
+        if model.removed:
+            self._fleet.models.pop(model.name, None)
+            self._fleet.tell(model.name)
