@@ -1,15 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""llmux.yaml, read into frozen dataclasses.
+"""llmux.yaml, read into frozen dataclasses."""
 
-The file is composed to nodes, never constructed to objects: nodes keep their line and column
-for the error text, and the text that was written. PyYAML's constructor would take duplicate
-keys silently, `4000:01` for 240001 and `on` for true.
-"""
-
-import difflib
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
 from pathlib import Path
@@ -18,12 +11,23 @@ import yaml
 
 from . import files, names
 from .errors import ConfigInvalid, InvalidName, NoSuchModel
+from .nodes import NULL, Nodes, nearest
 
 DEFAULT_PATH = Path("/etc/llmux/llmux.yaml")
 DEFAULT_MAX_BODY = 32 * 1024 * 1024
+DEFAULT_QUEUE_LIMIT = 10_000
+# Far more than anybody tells apart.
+MAX_PRIORITY = 1000
 MAX_SIZE = 4 << 20
 MAX_DEPTH = 20
-_NULL = "tag:yaml.org,2002:null"
+# The keys by which a container is not made, and a checkpoint stays good if they change.
+NOT_OF_CONTAINER = frozenset(
+    {
+        "aliases", "canary", "checkpoint", "drain_timeout", "engine", "health", "max_wait",
+        "min_active", "pin", "preload", "priority", "queue_limit", "request_timeout",
+        "restore_timeout", "snapshot", "start_timeout", "tier", "ttl", "vram",
+    }
+)  # fmt: skip
 # The C loader is ten times faster, and llmux-model reads the file at each start; it is
 # missing where PyYAML was built without libyaml.
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -74,6 +78,16 @@ class ModelConfig:
     snapshot: Snapshot = Snapshot.PRISTINE
     canary: bool = True
     tier: Tier = Tier.CHECKPOINT
+    vram: int | None = None  # bytes on each of its GPUs; None: all of them
+    pin: bool = False
+    preload: bool = False
+    priority: int = 0
+    max_wait: float = 120.0
+    min_active: float = 0.0
+    ttl: float | None = None
+    queue_limit: int = 1000
+    request_timeout: float = 1800.0
+    drain_timeout: float | None = None
 
     @property
     def device_names(self) -> tuple[str, ...]:
@@ -86,22 +100,10 @@ class ModelConfig:
     def definition(self) -> str:
         """A hash of all that makes the container what it is.
 
-        A checkpoint of another definition must not be restored. What only llmuxd reads
-        (aliases, time limits) leaves it as it was.
+        A checkpoint of another definition must not be restored.
         """
         mine = asdict(self) | {"devices": self.device_names}
-        for key in (
-            "aliases",
-            "start_timeout",
-            "restore_timeout",
-            "checkpoint",
-            "snapshot",
-            "canary",
-            "tier",
-            "health",
-            "engine",
-        ):
-            del mine[key]
+        mine = {key: value for key, value in mine.items() if key not in NOT_OF_CONTAINER}
         return hashlib.sha256(json.dumps(mine, sort_keys=True).encode()).hexdigest()
 
 
@@ -112,6 +114,7 @@ class Config:
     path: Path
     models: dict[str, ModelConfig] = field(default_factory=dict)
     max_body: int = DEFAULT_MAX_BODY
+    queue_limit: int = DEFAULT_QUEUE_LIMIT
 
     @property
     def aliases(self) -> dict[str, str]:
@@ -128,12 +131,6 @@ class Config:
         known = [*self.models, *aliases]
         hint = nearest(name, known) or "'llmuxctl status' lists the models"
         raise NoSuchModel(f"there is no model {name!r}", hint)
-
-
-def nearest(word: str, known: list[str]) -> str:
-    """`did you mean …?` for the closest of `known`; empty where none is close."""
-    close = difflib.get_close_matches(word, known, n=1)
-    return f"did you mean {close[0]!r}?" if close else ""
 
 
 def point_units_to(path: Path) -> None:
@@ -198,29 +195,29 @@ def _check_depth(text: str, path: Path) -> None:
             raise ConfigInvalid(f"{path}:{line}: nested more than {MAX_DEPTH} levels deep")
 
 
-class _Reader:
-    """Typed getters over YAML nodes; every complaint carries the node's place."""
-
-    def __init__(self, path: Path):
-        self._path = path
+class _Reader(Nodes):
+    """What the keys of llmux.yaml mean."""
 
     def config(self, root: yaml.Node) -> Config:
-        top = self._mapping(root, "the file", ["defaults", "models", "max_body"])
+        top = self.mapping(root, "the file", ["defaults", "models", "max_body", "queue_limit"])
         if "models" not in top:
-            raise self._error(root, "there is no 'models:' section")
+            raise self.error(root, "there is no 'models:' section")
         defaults = self._settings(top.get("defaults"), "defaults", exclude=frozenset({"aliases"}))
         models = self._models(top["models"], defaults)
         max_body = DEFAULT_MAX_BODY
         if "max_body" in top:
-            max_body = self._integer(top["max_body"], "max_body", low=1024)
-        return Config(self._path, models, max_body)
+            max_body = self.integer(top["max_body"], "max_body", low=1024)
+        queue_limit = DEFAULT_QUEUE_LIMIT
+        if "queue_limit" in top:
+            queue_limit = self.integer(top["queue_limit"], "queue_limit", low=1)
+        return Config(self._path, models, max_body, queue_limit)
 
     def _models(self, node: yaml.Node, defaults: dict[str, yaml.Node]) -> dict[str, ModelConfig]:
         models: dict[str, ModelConfig] = {}
         taken: dict[str, str] = {}
-        entries = self._pairs(node, "models")
+        entries = self.pairs(node, "models")
         if not entries:
-            raise self._error(node, "'models:' lists no model")
+            raise self.error(node, "'models:' lists no model")
         for key, _ in entries:
             self._check_name(key, key.value)
             taken[key.value] = key.value
@@ -230,7 +227,7 @@ class _Reader:
             for alias in model.aliases:
                 self._check_name(settings["aliases"], alias)
                 if alias in taken:
-                    raise self._error(
+                    raise self.error(
                         settings["aliases"],
                         f"{alias!r} already names the model {taken[alias]!r}",
                     )
@@ -242,141 +239,76 @@ class _Reader:
         try:
             names.check(name)
         except InvalidName as error:
-            raise self._error(node, error.message) from None
+            raise self.error(node, error.message) from None
 
     def _settings(
         self, node: yaml.Node | None, what: str, exclude: frozenset[str] = frozenset()
     ) -> dict[str, yaml.Node]:
-        if node is None or node.tag == _NULL:
+        if node is None or node.tag == NULL:
             return {}
         known = [f.name for f in fields(ModelConfig) if f.name != "name" and f.name not in exclude]
-        return self._mapping(node, what, known)
+        return self.mapping(node, what, known)
 
     def _model(self, key: yaml.ScalarNode, settings: dict[str, yaml.Node]) -> ModelConfig:
         if "image" not in settings:
-            raise self._error(key, f"model {key.value!r} has no 'image:', nor have the defaults")
-        model = ModelConfig(name=key.value, image=self._text(settings["image"], "image"))
+            raise self.error(key, f"model {key.value!r} has no 'image:', nor have the defaults")
+        model = ModelConfig(name=key.value, image=self.text(settings["image"], "image"))
         values: dict[str, object] = {}
         for name, node in settings.items():
             match name:
                 case "args" | "volumes" | "podman_args" | "aliases" | "devices":
-                    values[name] = self._texts(node, name)
+                    values[name] = self.texts(node, name)
                 case "env":
                     values[name] = self._env(node)
                 case "gpus":
                     values[name] = self._gpus(node)
                 case "engine":
-                    values[name] = Engine(self._choice(node, name, list(Engine)))
+                    values[name] = Engine(self.choice(node, name, list(Engine)))
                 case "port":
-                    values[name] = self._integer(node, name, low=1, high=65535)
-                case "start_timeout" | "restore_timeout":
-                    values[name] = self._seconds(node, name)
-                case "checkpoint" | "canary":
-                    values[name] = self._boolean(node, name)
+                    values[name] = self.integer(node, name, low=1, high=65535)
+                case "start_timeout" | "restore_timeout" | "max_wait" | "request_timeout":
+                    values[name] = self.seconds(node, name)
+                case "ttl" | "drain_timeout":
+                    # The word stands for what no key at all means, against the defaults.
+                    values[name] = None if node.tag == NULL else self.seconds(node, name)
+                case "min_active":
+                    values[name] = self.seconds(node, name, or_none=True)
+                case "vram":
+                    values[name] = None if node.tag == NULL else self.size(node, name)
+                case "priority":
+                    values[name] = self.integer(node, name, low=-MAX_PRIORITY, high=MAX_PRIORITY)
+                case "queue_limit":
+                    values[name] = self.integer(node, name, low=1)
+                case "checkpoint" | "canary" | "pin" | "preload":
+                    values[name] = self.boolean(node, name)
                 case "tier":
-                    values[name] = Tier(self._choice(node, name, list(Tier)))
+                    values[name] = Tier(self.choice(node, name, list(Tier)))
                 case "snapshot":
-                    values[name] = Snapshot(self._choice(node, name, list(Snapshot)))
+                    values[name] = Snapshot(self.choice(node, name, list(Snapshot)))
                 case "health":
                     values[name] = self._health(node)
                 case _:
-                    values[name] = self._text(node, name)
+                    values[name] = self.text(node, name)
         return ModelConfig(**{"name": model.name, **values})  # type: ignore[arg-type]
 
     def _env(self, node: yaml.Node) -> tuple[tuple[str, str], ...]:
         pairs = []
-        for key, value in self._pairs(node, "env"):
+        for key, value in self.pairs(node, "env"):
             if not key.value or "=" in key.value or "\0" in key.value:
-                raise self._error(key, f"{key.value!r} cannot be a variable's name")
-            pairs.append((str(key.value), self._text(value, f"env {key.value}")))
+                raise self.error(key, f"{key.value!r} cannot be a variable's name")
+            pairs.append((str(key.value), self.text(value, f"env {key.value}")))
         return tuple(pairs)
-
-    def _mapping(self, node: yaml.Node, what: str, known: list[str]) -> dict[str, yaml.Node]:
-        result = {}
-        for key, value in self._pairs(node, what):
-            if key.value not in known:
-                hint = nearest(key.value, known) or f"known here: {', '.join(sorted(known))}"
-                raise self._error(key, f"unknown key {key.value!r} in {what}", hint)
-            result[key.value] = value
-        return result
-
-    def _pairs(self, node: yaml.Node, what: str) -> list[tuple[yaml.ScalarNode, yaml.Node]]:
-        if not isinstance(node, yaml.MappingNode):
-            raise self._error(node, f"{what} must be a mapping of 'key: value' lines")
-        seen: dict[str, int] = {}
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                raise self._error(key, f"a key of {what} must be plain text")
-            if key.value in seen:
-                raise self._error(
-                    key, f"{key.value!r} stands twice in {what}, first in line {seen[key.value]}"
-                )
-            seen[key.value] = key.start_mark.line + 1
-        return list(node.value)
-
-    def _text(self, node: yaml.Node, what: str) -> str:
-        # The text as it was written: `--max-model-len, 512` means "512", not a number.
-        if not isinstance(node, yaml.ScalarNode) or node.tag == _NULL:
-            raise self._error(node, f"{what} must be a text")
-        if "\0" in node.value:
-            raise self._error(node, f"{what} has a NUL character in it")
-        return str(node.value)
-
-    def _texts(self, node: yaml.Node, what: str) -> tuple[str, ...]:
-        if not isinstance(node, yaml.SequenceNode):
-            raise self._error(node, f"{what} must be a list", f"write {what}: [one, two]")
-        return tuple(self._text(item, f"an item of {what}") for item in node.value)
 
     def _gpus(self, node: yaml.Node) -> tuple[int, ...]:
         if not isinstance(node, yaml.SequenceNode):
-            raise self._error(node, "gpus must be a list of numbers", "write gpus: [0]")
-        numbers = tuple(self._integer(item, "an item of gpus", low=0) for item in node.value)
+            raise self.error(node, "gpus must be a list of numbers", "write gpus: [0]")
+        numbers = tuple(self.integer(item, "an item of gpus", low=0) for item in node.value)
         if len(set(numbers)) != len(numbers):
-            raise self._error(node, "gpus names one GPU twice")
+            raise self.error(node, "gpus names one GPU twice")
         return numbers
 
-    def _integer(self, node: yaml.Node, what: str, low: int, high: int | None = None) -> int:
-        text = self._text(node, what)
-        # The length: int() itself refuses more than 4300 digits, with another error.
-        if not (text.isascii() and text.isdigit() and len(text) < 20):
-            raise self._error(node, f"{what} must be a whole number, not {text!r}")
-        number = int(text)
-        if number < low or (high is not None and number > high):
-            bound = f"from {low} to {high}" if high is not None else f"{low} or more"
-            raise self._error(node, f"{what} must be {bound}, not {text}")
-        return number
-
-    def _seconds(self, node: yaml.Node, what: str) -> float:
-        text = self._text(node, what)
-        try:
-            seconds = float(text)
-        except ValueError:
-            seconds = -1.0
-        if not 0 < seconds < 1e9:
-            raise self._error(node, f"{what} must be a number of seconds, not {text!r}")
-        return seconds
-
-    def _boolean(self, node: yaml.Node, what: str) -> bool:
-        text = self._text(node, what)
-        if text not in ("true", "false"):
-            raise self._error(node, f"{what} must be true or false, not {text!r}")
-        return text == "true"
-
-    def _choice(self, node: yaml.Node, what: str, choices: Sequence[str]) -> str:
-        text = self._text(node, what)
-        known = [str(choice) for choice in choices]
-        if text not in known:
-            raise self._error(
-                node, f"unknown {what} {text!r}", nearest(text, known) or f"one of {known}"
-            )
-        return text
-
     def _health(self, node: yaml.Node) -> str:
-        text = self._text(node, "health")
+        text = self.text(node, "health")
         if not text.startswith("/"):
-            raise self._error(node, f"health must be a path such as /health, not {text!r}")
+            raise self.error(node, f"health must be a path such as /health, not {text!r}")
         return text
-
-    def _error(self, node: yaml.Node, message: str, hint: str = "") -> ConfigInvalid:
-        mark = node.start_mark
-        return ConfigInvalid(f"{self._path}:{mark.line + 1}:{mark.column + 1}: {message}", hint)

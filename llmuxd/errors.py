@@ -74,6 +74,35 @@ class ModelFailed(LlmuxError):
     openai_code = "model_failed"
 
 
+class NoRoom(LlmuxError):
+    """The model does not fit on its GPU, whoever leaves; the message says who holds it."""
+
+    dbus_name = "org.llmux.Error.NoRoom"
+    http_status = 507
+    openai_code = "no_room"
+    hint = "end what holds the GPU, unpin a model, or lower vram in llmux.yaml"
+
+
+class QueueFull(LlmuxError):
+    """As many requests wait as may."""
+
+    dbus_name = "org.llmux.Error.QueueFull"
+    http_status = 429
+    openai_type = "rate_limit_error"
+    openai_code = "queue_full"
+    hint = "try again later; queue_limit in llmux.yaml is the limit"
+
+
+class TimedOut(LlmuxError):
+    """The request's time ran out before its answer began."""
+
+    dbus_name = "org.llmux.Error.TimedOut"
+    http_status = 504
+    openai_type = "timeout_error"
+    openai_code = "request_timeout"
+    hint = "request_timeout in llmux.yaml is the limit"
+
+
 class BackendLost(LlmuxError):
     """The model's server went away while it had the request."""
 

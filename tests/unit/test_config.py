@@ -83,12 +83,16 @@ def test_every_setting_can_be_written() -> None:
         "image: j, engine: llama-server, args: [x], env: {A: '1'}, volumes: [/a:/b],"
         "gpus: [2, 0], devices: [/dev/kfd], podman_args: [--init], aliases: [z], port: 1,"
         "health: /live, shm_size: 1g, start_timeout: 1.5, checkpoint: false,"
-        "snapshot: live, canary: false, tier: park"
+        "snapshot: live, canary: false, tier: park, vram: 1.5GiB, pin: true, preload: true,"
+        "priority: -2, max_wait: 3, min_active: 4, ttl: 5, queue_limit: 6, request_timeout: 7,"
+        "drain_timeout: 8"
     )
     assert model == ModelConfig(
         "a", "j", Engine.LLAMA_SERVER, ("x",), (("A", "1"),), ("/a:/b",), (2, 0), ("/dev/kfd",),
         ("--init",), ("z",), 1, "/live", "1g", 1.5, checkpoint=False, snapshot=Snapshot.LIVE,
-        canary=False, tier=Tier.PARK,
+        canary=False, tier=Tier.PARK, vram=3 << 29, pin=True, preload=True, priority=-2,
+        max_wait=3.0, min_active=4.0, ttl=5.0, queue_limit=6, request_timeout=7.0,
+        drain_timeout=8.0,
     )  # fmt: skip
     assert model.device_names == ("/dev/kfd",)
     defaults = ModelConfig("a", "i")
@@ -96,6 +100,28 @@ def test_every_setting_can_be_written() -> None:
         f.name for f in fields(model) if getattr(model, f.name) == getattr(defaults, f.name)
     }
     assert never_set <= {"name", "restore_timeout"}
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("20GiB", 20 << 30), ("800 MiB", 800 << 20), ("24GB", 24 * 10**9), ("1TiB", 1 << 40),
+        ("0.5GB", 5 * 10**8), ("1kB", 1000), ("1KiB", 1024),
+    ],
+)  # fmt: skip
+def test_sizes_have_units(written: str, meant: int) -> None:
+    assert one(f"vram: {written}").vram == meant
+
+
+def test_a_limit_of_the_defaults_can_be_taken_off_again() -> None:
+    defaults = "ttl: 5, drain_timeout: 5, vram: 1GiB, min_active: 5"
+    model = one("ttl: null, drain_timeout: ~, vram: null, min_active: 0", defaults)
+    assert (model.ttl, model.drain_timeout, model.vram, model.min_active) == (None, None, None, 0)
+
+
+def test_the_queue_of_all_has_a_limit_of_its_own() -> None:
+    loaded = parse("queue_limit: 7\ndefaults: {queue_limit: 3}\nmodels: {a: {image: i}}\n")
+    assert (loaded.queue_limit, loaded.models["a"].queue_limit) == (7, 3)
 
 
 def test_devices_may_be_none_at_all() -> None:
@@ -153,6 +179,16 @@ def test_env_keeps_its_text_and_its_order() -> None:
         ("models: {a: {image: i, start_timeout: 0}}\n", "1:39", "number of seconds"),
         ("models: {a: {image: i, start_timeout: nan}}\n", "1:39", "number of seconds"),
         ("models: {a: {image: i, start_timeout: inf}}\n", "1:39", "number of seconds"),
+        ("models: {a: {image: i, vram: 20}}\n", "1:30", "a size such as 20GiB"),
+        ("models: {a: {image: i, vram: 40%}}\n", "1:30", "a size such as 20GiB"),
+        ("models: {a: {image: i, vram: 0GiB}}\n", "1:30", "a size such as 20GiB"),
+        ("models: {a: {image: i, vram: 0.0001kB}}\n", "1:30", "a size such as 20GiB"),
+        ("models: {a: {image: i, priority: 1001}}\n", "1:34", "from -1000 to 1000"),
+        ("models: {a: {image: i, priority: high}}\n", "1:34", "whole number"),
+        ("models: {a: {image: i, max_wait: 0}}\n", "1:34", "number of seconds"),
+        ("models: {a: {image: i, min_active: -1}}\n", "1:36", "number of seconds"),
+        ("models: {a: {image: i, queue_limit: 0}}\n", "1:37", "1 or more"),
+        ("queue_limit: 0\nmodels: {a: {image: i}}\n", "1:14", "1 or more"),
         ("models: {a: {image: i, engine: vlm}}\n", "1:32", "did you mean 'vllm'?"),
         ("models: {a: {image: i, engine: zzz}}\n", "1:32", "llama-server"),
         ("models: {a: {image: i, health: health}}\n", "1:32", "a path such as /health"),
@@ -258,7 +294,8 @@ CHANGES: dict[str, object] = {
 KEPT: dict[str, object] = {
     "aliases": ("x",), "start_timeout": 1.0, "checkpoint": False, "health": "/live",
     "restore_timeout": 2.0, "engine": Engine.GENERIC, "snapshot": Snapshot.LIVE, "canary": False,
-    "tier": Tier.PARK,
+    "tier": Tier.PARK, "vram": 1, "pin": True, "preload": True, "priority": 1, "max_wait": 1.0,
+    "min_active": 1.0, "ttl": 1.0, "queue_limit": 1, "request_timeout": 1.0, "drain_timeout": 1.0,
 }  # fmt: skip
 
 

@@ -46,6 +46,9 @@ def test_names_that_users_script_against() -> None:
              for kind in CLASSES}  # fmt: skip
     assert known["NoSuchModel"] == ("NoSuchModel", 404)
     assert known["ModelFailed"] == ("ModelFailed", 503)
+    assert known["NoRoom"] == ("NoRoom", 507)
+    assert known["QueueFull"] == ("QueueFull", 429)
+    assert known["TimedOut"] == ("TimedOut", 504)
     assert known["BackendLost"][1] == 502
     assert known["BodyTooLarge"][1] == 413
     assert known["Internal"] == ("Internal", 500)

@@ -3,7 +3,7 @@
 
 import re
 
-from ... import config
+from ... import nodes
 from . import criu_conf
 from .host import Version, dotted
 from .look import Look
@@ -206,7 +206,7 @@ def _nearest(complaint: str, look: Look) -> str:
     if not found:
         return ""
     known = re.findall(r"--([a-z][a-z-]+)", look.criu_help)
-    return config.nearest(found[1], sorted(set(known)))
+    return nodes.nearest(found[1], sorted(set(known)))
 
 
 def _missing(look: Look) -> dict[str, str]:
