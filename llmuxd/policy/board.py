@@ -66,6 +66,14 @@ class Board:
         plan.close()
         return plan.decision(tuple(self._refused.values()))
 
+    def has_room(self, name: str) -> bool:
+        """Whether the model fits beside those that are there, or come, or leave."""
+        room = Room(self._gpus)
+        for holder in self._holders.values():
+            if holder.name != name:
+                room.add(holder)
+        return room.fits(self._views[name])
+
     def _leaving_takes(self) -> dict[int, float]:
         """Seconds until the slowest model has left, for each GPU."""
         seconds: dict[int, float] = {}
