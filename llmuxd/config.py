@@ -23,9 +23,9 @@ MAX_DEPTH = 20
 # The keys by which a container is not made, and a checkpoint stays good if they change.
 NOT_OF_CONTAINER = frozenset(
     {
-        "aliases", "canary", "checkpoint", "drain_timeout", "engine", "health", "max_wait",
-        "min_active", "pin", "preload", "priority", "queue_limit", "request_timeout",
-        "restore_timeout", "snapshot", "start_timeout", "tier", "ttl", "vram",
+        "aliases", "canary", "checkpoint", "drain_timeout", "engine", "health", "image_sleep",
+        "max_wait", "min_active", "park_sleep", "pin", "preload", "priority", "queue_limit",
+        "request_timeout", "restore_timeout", "snapshot", "start_timeout", "tier", "ttl", "vram",
     }
 )  # fmt: skip
 # The C loader is ten times faster, and llmux-model reads the file at each start; it is
@@ -55,6 +55,16 @@ class Tier(StrEnum):
     PARK = "park"  # in memory, the unit frozen; on disk where memory is short
 
 
+class Sleep(StrEnum):
+    """What vLLM lets go of before it leaves its GPU; see model/vllm.py."""
+
+    AUTO = "auto"
+    OFF = "off"
+    KV = "kv"  # the KV cache
+    LEVEL_1 = "1"  # the same, and the weights to pinned host memory
+    LEVEL_2 = "2"  # the same, and the weights are read from their files again
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """One model: what to run, and what it needs. Times are in seconds."""
@@ -78,6 +88,8 @@ class ModelConfig:
     snapshot: Snapshot = Snapshot.PRISTINE
     canary: bool = True
     tier: Tier = Tier.CHECKPOINT
+    image_sleep: Sleep = Sleep.AUTO
+    park_sleep: Sleep = Sleep.AUTO
     vram: int | None = None  # bytes on each of its GPUs; None: all of them
     pin: bool = False
     preload: bool = False
@@ -97,6 +109,11 @@ class ModelConfig:
         return tuple(f"nvidia.com/gpu={gpu}" for gpu in self.gpus)
 
     @property
+    def drops_kv(self) -> bool:
+        """Whether the container has to be able to drop its KV cache alone."""
+        return self.engine is Engine.VLLM and Sleep.KV in (self.image_sleep, self.park_sleep)
+
+    @property
     def definition(self) -> str:
         """A hash of all that makes the container what it is.
 
@@ -104,6 +121,8 @@ class ModelConfig:
         """
         mine = asdict(self) | {"devices": self.device_names}
         mine = {key: value for key, value in mine.items() if key not in NOT_OF_CONTAINER}
+        if self.drops_kv:
+            mine["drops_kv"] = True
         return hashlib.sha256(json.dumps(mine, sort_keys=True).encode()).hexdigest()
 
 
@@ -281,6 +300,8 @@ class _Reader(Nodes):
                     values[name] = self.integer(node, name, low=1)
                 case "checkpoint" | "canary" | "pin" | "preload":
                     values[name] = self.boolean(node, name)
+                case "image_sleep" | "park_sleep":
+                    values[name] = Sleep(self.choice(node, name, list(Sleep)))
                 case "tier":
                     values[name] = Tier(self.choice(node, name, list(Tier)))
                 case "snapshot":

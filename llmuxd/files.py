@@ -33,6 +33,11 @@ def write_json(path: Path, value: Mapping[str, object]) -> None:
     temporary.replace(path)
 
 
+def texts(value: object) -> tuple[str, ...]:
+    """The list in a value that was read; empty where it is none."""
+    return tuple(str(item) for item in value) if isinstance(value, list) else ()
+
+
 def read_json(path: Path) -> dict[str, object] | None:
     """The object in `path`; None where there is no readable one."""
     try:

@@ -10,7 +10,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from .. import files, names
-from ..config import Snapshot
+from ..config import Sleep, Snapshot
 
 
 class Way(StrEnum):
@@ -46,6 +46,8 @@ class Activation:
     snapshot: Snapshot = Snapshot.LIVE
     canary: bool = False
     devices: tuple[str, ...] = ()
+    image_sleep: Sleep = Sleep.OFF
+    park_sleep: Sleep = Sleep.OFF
 
     def save(self) -> None:
         """Publish it for llmuxd."""
@@ -63,13 +65,15 @@ class Activation:
                 port=int(str(raw["port"])),
                 definition=str(raw["definition"]),
                 checkpoint=bool(raw["checkpoint"]),
-                gpus=_numbers(raw["gpus"]),
+                gpus=tuple(int(gpu) for gpu in files.texts(raw["gpus"])),
                 way=Way(str(raw["way"])),
                 seconds=float(str(raw["seconds"])),
                 why_cold=str(raw.get("why_cold", "")),
                 snapshot=Snapshot(str(raw.get("snapshot", Snapshot.LIVE))),
                 canary=bool(raw.get("canary")),
-                devices=_texts(raw.get("devices")),
+                devices=files.texts(raw.get("devices")),
+                image_sleep=Sleep(str(raw.get("image_sleep", Sleep.OFF))),
+                park_sleep=Sleep(str(raw.get("park_sleep", Sleep.OFF))),
             )
         except (KeyError, ValueError):
             return None
@@ -78,14 +82,6 @@ class Activation:
     def forget(model: str) -> None:
         """The unit is down."""
         _path(model).unlink(missing_ok=True)
-
-
-def _numbers(raw: object) -> tuple[int, ...]:
-    return tuple(int(item) for item in _texts(raw))
-
-
-def _texts(raw: object) -> tuple[str, ...]:
-    return tuple(str(item) for item in raw) if isinstance(raw, list) else ()
 
 
 def order_leave(model: str, leave: Leave) -> None:

@@ -23,7 +23,9 @@ class Checkpoint:
 
     `manifest` has the size of each file, and a hash of the small ones; a page file is too large to
     read twice. `canary` is what the server answered to engine.py's canary when the image was taken;
-    empty where it was not asked. `invalid` says why it must not be restored; empty for a good one.
+    empty where it was not asked. `back` are the requests that wake an engine which sleeps in the
+    image (vllm.py); `slept_badly`: it did not fall asleep, or did not wake up. `invalid`
+    says why it must not be restored; empty for a good one.
     """
 
     model: str
@@ -36,6 +38,8 @@ class Checkpoint:
     directory: str
     manifest: dict[str, str] = field(default_factory=dict)
     canary: str = ""
+    back: tuple[str, ...] = ()
+    slept_badly: bool = False
     invalid: str = ""
 
     @property
@@ -94,6 +98,8 @@ class Checkpoint:
                 directory=str(raw["directory"]),
                 manifest=_texts(raw["manifest"]),
                 canary=str(raw.get("canary", "")),
+                back=files.texts(raw.get("back")),
+                slept_badly=bool(raw.get("slept_badly")),
                 invalid=str(raw.get("invalid", "")),
             )
         except (KeyError, TypeError, ValueError):

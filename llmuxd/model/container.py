@@ -9,6 +9,7 @@ from pathlib import Path
 
 from .. import names
 from ..config import ModelConfig
+from . import vllm
 from .activation import conmon_pidfile
 from .process import CommandFailed, run
 
@@ -95,13 +96,28 @@ class Container:
             # vLLM's workers talk through /dev/shm; podman's 64 MB are too few.
             "--shm-size", model.shm_size,
         ]  # fmt: skip
-        for key, value in model.env:
+        for key, value in self._environment().items():
             argv += ["--env", f"{key}={value}"]
-        for volume in model.volumes:
+        for volume in self._volumes():
             argv += ["--volume", volume]
         for device in model.device_names:
             argv += ["--device", device]
-        run([*argv, *model.podman_args, model.image, *model.args], RUN_TIMEOUT)
+        run([*argv, *model.podman_args, model.image, *self._arguments()], RUN_TIMEOUT)
+
+    def _environment(self) -> dict[str, str]:
+        environment = dict(self._model.env)
+        if self._model.drops_kv:
+            places = [vllm.MOUNTED, environment.get("PYTHONPATH", "")]
+            environment["PYTHONPATH"] = ":".join(filter(None, places))
+        return environment
+
+    def _volumes(self) -> list[str]:
+        extension = [f"{vllm.INSIDE}:{vllm.MOUNTED}:ro"]
+        return [*self._model.volumes, *(extension if self._model.drops_kv else [])]
+
+    def _arguments(self) -> list[str]:
+        extension = ["--worker-extension-cls", vllm.EXTENSION]
+        return [*self._model.args, *(extension if self._model.drops_kv else [])]
 
     def restore(self, timeout: float) -> None:
         """Bring it back from its checkpoint, which stays on disk."""

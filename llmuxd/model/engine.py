@@ -6,9 +6,9 @@ import json
 import os
 import select
 import time
-from typing import Any
 
 from ..config import Engine, ModelConfig
+from .server import WrongAnswer, ask
 
 # No engine tells that it became healthy, so it is asked; the pause grows with the wait, so that a
 # restore of 0.5 s is noticed within 2 % of its time and a cold start costs a request a second.
@@ -20,7 +20,6 @@ PROBE_TIMEOUT = 5.0
 # One token of a fixed prompt, the likeliest: the same before and after for as long as the weights
 # and the engine are sound. An answer takes milliseconds; a GPU's first after a restore, a second.
 CANARY_PROMPT = "The quick brown fox jumps over the lazy"
-CANARY_TIMEOUT = 60.0
 _CANARY_ENGINES = (Engine.VLLM, Engine.LLAMA_SERVER)
 
 
@@ -30,10 +29,6 @@ class EngineDied(Exception):
 
 class EngineTimeout(Exception):
     """The server was not healthy in time."""
-
-
-class WrongAnswer(Exception):
-    """The server does not answer its canary, or not as it should."""
 
 
 def wait_healthy(model: ModelConfig, port: int, conmon: int, timeout: float) -> None:
@@ -84,14 +79,14 @@ def canary(port: int) -> str:
     A server of embeddings, say, refuses completions by a status from 400 on; WrongAnswer where
     it fails (500 on), or does not answer at all.
     """
-    status, models = _ask(port, "GET", "/v1/models")
+    status, models = ask(port, "GET", "/v1/models")
     served = models.get("data") if status == http.HTTPStatus.OK else None
     if not served:
         return ""
     body = {
         "model": served[0]["id"], "prompt": CANARY_PROMPT, "max_tokens": 1, "temperature": 0,
     }  # fmt: skip
-    status, answer = _ask(port, "POST", "/v1/completions", body)
+    status, answer = ask(port, "POST", "/v1/completions", body)
     if status >= http.HTTPStatus.INTERNAL_SERVER_ERROR:
         raise WrongAnswer(f"it answers its canary with status {status}")
     if status != http.HTTPStatus.OK:
@@ -100,44 +95,3 @@ def canary(port: int) -> str:
         return json.dumps({"text": answer["choices"][0]["text"]})
     except (KeyError, IndexError, TypeError):
         raise WrongAnswer("it answers its canary with what is no completion") from None
-
-
-def can_sleep(port: int) -> bool:
-    """Whether the server has vLLM's sleep mode: --enable-sleep-mode, VLLM_SERVER_DEV_MODE=1."""
-    status, answer = _ask(port, "GET", "/is_sleeping")
-    return status == http.HTTPStatus.OK and "is_sleeping" in answer
-
-
-def sleep(port: int) -> bool:
-    """Have vLLM drop its KV cache and move its weights to pinned memory, where it can.
-
-    Level 1 suits parking: on an H100 a 3B model came back 0.4 s sooner than after level 2.
-    """
-    return can_sleep(port) and _done(port, "/sleep?level=1", "sleep")
-
-
-def wake_up(port: int) -> None:
-    """The reverse; what was cached of prompts is not kept."""
-    _done(port, "/wake_up", "wake up")
-
-
-def _done(port: int, path: str, what: str) -> bool:
-    status, _ = _ask(port, "POST", path)
-    if status != http.HTTPStatus.OK:
-        raise WrongAnswer(f"it does not {what}: status {status}")
-    return True
-
-
-def _ask(port: int, method: str, path: str, body: object = None) -> tuple[int, dict[str, Any]]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=CANARY_TIMEOUT)
-    try:
-        text = None if body is None else json.dumps(body)
-        connection.request(method, path, text, {"Content-Type": "application/json"})
-        response = connection.getresponse()
-        raw = response.read()
-        value = json.loads(raw or b"{}") if response.status == http.HTTPStatus.OK else {}
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        raise WrongAnswer(f"it does not answer {path}: {error or 'no reply'}") from None
-    finally:
-        connection.close()
-    return response.status, value if isinstance(value, dict) else {}

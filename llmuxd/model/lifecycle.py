@@ -15,8 +15,8 @@ from pathlib import Path
 
 import sdnotify
 
-from ..config import ModelConfig, Snapshot
-from . import cgroup, engine, identity, parking, port
+from ..config import ModelConfig, Sleep, Snapshot
+from . import cgroup, engine, identity, parking, port, vllm
 from .activation import (
     Activation,
     Leave,
@@ -31,6 +31,7 @@ from .activation import (
 from .checkpoint import Checkpoint, disk_usage, manifest, now
 from .container import Container, Facts, empty_directory
 from .process import TIMED_OUT, CommandFailed
+from .server import WrongAnswer
 
 log = logging.getLogger("llmux-model")
 
@@ -48,6 +49,10 @@ class CannotRestore(Exception):
 
 class NoRoom(Exception):
     """The disk is too full for an image; one line says by how much."""
+
+
+class SleptBadly(Exception):
+    """The engine was told to let go of what it need not keep, and did not; one line says why."""
 
 
 class DiedAlone(Exception):
@@ -107,6 +112,8 @@ class Lifecycle:
             snapshot=self._model.snapshot,
             canary=engine.has_canary(self._model),
             devices=self._model.device_names,
+            image_sleep=vllm.for_image(self._model),
+            park_sleep=vllm.for_park(self._model),
         )
 
     def stop(self) -> None:
@@ -202,16 +209,23 @@ class Lifecycle:
         try:
             self._container.restore(self._model.restore_timeout)
             running = self._wait_healthy(record.port, self._model.restore_timeout)
+        except (CommandFailed, OSError, engine.EngineDied, engine.EngineTimeout) as error:
+            raise self._not_restored(record, str(error)) from None
+        try:
+            vllm.take_up(record.port, record.back)
             self._check_canary(record)
             return running
-        except (
-            CommandFailed, OSError, engine.EngineDied, engine.EngineTimeout, engine.WrongAnswer
-        ) as error:  # fmt: skip
-            reason = f"the restore failed: {error}"
-            log.error("%s", reason)
-            record.invalidate(reason)
-            cgroup.kill_others()
-            raise CannotRestore(reason) from None
+        except WrongAnswer as error:
+            # Perhaps it would have, had it not slept.
+            record = replace(record, slept_badly=bool(record.back))
+            raise self._not_restored(record, str(error)) from None
+
+    def _not_restored(self, record: Checkpoint, why: str) -> CannotRestore:
+        reason = f"the restore failed: {why}"
+        log.error("%s", reason)
+        record.invalidate(reason)
+        cgroup.kill_others()
+        return CannotRestore(reason)
 
     def _check_canary(self, record: Checkpoint) -> None:
         """Ask what was asked when the image was taken; WrongAnswer where it says something else."""
@@ -219,7 +233,7 @@ class Lifecycle:
             return
         answer = engine.canary(record.port)
         if answer != record.canary:
-            raise engine.WrongAnswer(
+            raise WrongAnswer(
                 f"its canary says {answer or 'nothing'}, before the checkpoint {record.canary}"
             )
 
@@ -287,24 +301,40 @@ class Lifecycle:
         try:
             answer = engine.canary(activation.port) if activation.canary else ""
             _check_room(facts.checkpoint_directory, before)
+            record = replace(record, back=_let_go(activation, before))
             self._container.checkpoint()
             size = disk_usage(facts.checkpoint_directory)
             files = manifest(facts.checkpoint_directory)
             seconds = time.monotonic() - begin
             record = replace(record, seconds=seconds, size=size, manifest=files, canary=answer)
             record.save()
-        except (CommandFailed, OSError, engine.WrongAnswer, NoRoom) as error:
+        except (CommandFailed, OSError, WrongAnswer, NoRoom, SleptBadly) as error:
             reason = f"the checkpoint failed: {error}"
             log.error("%s; stopping the model instead", reason)
             with contextlib.suppress(OSError):
                 empty_directory(facts.checkpoint_directory)
-            record.invalidate(reason)
+            replace(record, slept_badly=isinstance(error, SleptBadly)).invalidate(reason)
             if isinstance(error, CommandFailed) and error.status == TIMED_OUT:
                 # Its CRIU still holds the server frozen, and podman waits for both.
                 cgroup.kill_others()
             return False
         log.info("checkpoint written in %.2f s, %.1f MB", seconds, size / 1e6)
         return True
+
+
+def _let_go(activation: Activation, before: Checkpoint | None) -> tuple[str, ...]:
+    """Have the engine let go of what the image need not hold; the requests that undo it."""
+    if before is not None and before.slept_badly:
+        log.warning("its last image did not come back from its sleep: this one holds everything")
+        return ()
+    nap = vllm.nap(activation.port, activation.image_sleep)
+    if activation.image_sleep is not Sleep.OFF and not nap.out:
+        log.warning("vLLM's sleep mode is off: the image will hold its KV cache and weights")
+    try:
+        vllm.let_go(activation.port, nap)
+    except WrongAnswer as error:
+        raise SleptBadly(f"the engine does not let go: {error}") from None
+    return nap.back
 
 
 def _check_room(directory: Path, before: Checkpoint | None) -> None:

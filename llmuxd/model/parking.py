@@ -10,8 +10,9 @@ import os
 from dataclasses import asdict, dataclass
 
 from .. import files
-from . import cgroup, engine, gpu
+from . import cgroup, engine, gpu, vllm
 from .activation import Activation, parked_path
+from .server import WrongAnswer
 
 log = logging.getLogger("llmux-model")
 
@@ -29,9 +30,9 @@ class CannotWake(Exception):
 
 @dataclass(frozen=True)
 class Parked:
-    """What has to be undone: whether the engine sleeps, and the canary's answer before it did."""
+    """What has to be undone: the requests that wake its engine, and its canary before they did."""
 
-    asleep: bool
+    back: tuple[str, ...]
     canary: str
 
     @classmethod
@@ -40,7 +41,7 @@ class Parked:
         raw = files.read_json(parked_path(model))
         if raw is None:
             return None
-        return cls(asleep=bool(raw.get("asleep")), canary=str(raw.get("canary", "")))
+        return cls(back=files.texts(raw.get("back")), canary=str(raw.get("canary", "")))
 
     def save(self, model: str) -> None:
         """Before the first step: whoever comes after a crash in the middle has to wake it."""
@@ -56,18 +57,22 @@ def park(activation: Activation) -> None:
     """Let the engine let go of what it can, then take every process of this unit off its GPUs."""
     try:
         canary = engine.canary(activation.port) if activation.canary else ""
-    except engine.WrongAnswer as error:
+        nap = vllm.nap(activation.port, activation.park_sleep)
+    except WrongAnswer as error:
         raise CannotPark(str(error)) from None
-    Parked(engine.can_sleep(activation.port), canary).save(activation.model)
+    Parked(nap.back, canary).save(activation.model)
     try:
-        asleep = engine.sleep(activation.port)
+        vllm.let_go(activation.port, nap)
         driver = gpu.Driver()
         found = gpu.find(driver, _processes())
         gpu.suspend(driver, list(found), STEP_LIMIT)
-    except (gpu.NoDriver, gpu.NotDone, engine.WrongAnswer) as error:
-        _put_back(activation)
+    except WrongAnswer as error:
+        Parked.forget(activation.model)
+        raise CannotPark(f"the engine does not let go: {error}") from None
+    except (gpu.NoDriver, gpu.NotDone) as error:
+        _put_back(activation, nap)
         raise CannotPark(f"CUDA could not be suspended: {error}") from None
-    log.info("%d processes are off the GPU%s", len(found), ", the engine sleeps" if asleep else "")
+    log.info("%d processes are off the GPU%s", len(found), ", the engine sleeps" * bool(nap.out))
 
 
 def wake(activation: Activation) -> bool:
@@ -78,10 +83,9 @@ def wake(activation: Activation) -> bool:
     try:
         driver = gpu.Driver()
         gpu.resume(driver, list(gpu.find(driver, _processes())), STEP_LIMIT)
-        if parked.asleep:
-            engine.wake_up(activation.port)
+        vllm.take_up(activation.port, parked.back)
         answer = engine.canary(activation.port) if parked.canary else ""
-    except (gpu.NoDriver, gpu.NotDone, engine.WrongAnswer) as error:
+    except (gpu.NoDriver, gpu.NotDone, WrongAnswer) as error:
         raise CannotWake(f"it does not come back: {error}") from None
     if answer != parked.canary:
         raise CannotWake(f"its canary says {answer or 'nothing'}, before it was {parked.canary}")
@@ -89,13 +93,11 @@ def wake(activation: Activation) -> bool:
     return True
 
 
-def _put_back(activation: Activation) -> None:
+def _put_back(activation: Activation, nap: vllm.Nap) -> None:
     """gpu.suspend has put its own part back already."""
     try:
-        parked = Parked.load(activation.model)
-        if parked is not None and parked.asleep:
-            engine.wake_up(activation.port)
-    except engine.WrongAnswer as error:
+        vllm.take_up(activation.port, nap.back)
+    except WrongAnswer as error:
         log.error("the engine does not wake up again: %s", error)
     else:
         Parked.forget(activation.model)

@@ -140,7 +140,7 @@ class FakeUnits(Units):
         if not await self._verb("reload", name):
             return "failed"
         if take_park_order(name):
-            Parked(asleep=False, canary="").save(name)
+            Parked((), canary="").save(name)
         else:
             Parked.forget(name)
         return "done"

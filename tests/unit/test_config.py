@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmuxd import config
-from llmuxd.config import Config, Engine, ModelConfig, Snapshot, Tier
+from llmuxd.config import Config, Engine, ModelConfig, Sleep, Snapshot, Tier
 from llmuxd.errors import ConfigInvalid, NoSuchModel
 
 PATH = Path("llmux.yaml")
@@ -83,14 +83,16 @@ def test_every_setting_can_be_written() -> None:
         "image: j, engine: llama-server, args: [x], env: {A: '1'}, volumes: [/a:/b],"
         "gpus: [2, 0], devices: [/dev/kfd], podman_args: [--init], aliases: [z], port: 1,"
         "health: /live, shm_size: 1g, start_timeout: 1.5, checkpoint: false,"
-        "snapshot: live, canary: false, tier: park, vram: 1.5GiB, pin: true, preload: true,"
+        "snapshot: live, canary: false, tier: park, image_sleep: kv, park_sleep: 2,"
+        "vram: 1.5GiB, pin: true, preload: true,"
         "priority: -2, max_wait: 3, min_active: 4, ttl: 5, queue_limit: 6, request_timeout: 7,"
         "drain_timeout: 8"
     )
     assert model == ModelConfig(
         "a", "j", Engine.LLAMA_SERVER, ("x",), (("A", "1"),), ("/a:/b",), (2, 0), ("/dev/kfd",),
         ("--init",), ("z",), 1, "/live", "1g", 1.5, checkpoint=False, snapshot=Snapshot.LIVE,
-        canary=False, tier=Tier.PARK, vram=3 << 29, pin=True, preload=True, priority=-2,
+        canary=False, tier=Tier.PARK, image_sleep=Sleep.KV, park_sleep=Sleep.LEVEL_2,
+        vram=3 << 29, pin=True, preload=True, priority=-2,
         max_wait=3.0, min_active=4.0, ttl=5.0, queue_limit=6, request_timeout=7.0,
         drain_timeout=8.0,
     )  # fmt: skip
@@ -296,6 +298,7 @@ KEPT: dict[str, object] = {
     "restore_timeout": 2.0, "engine": Engine.GENERIC, "snapshot": Snapshot.LIVE, "canary": False,
     "tier": Tier.PARK, "vram": 1, "pin": True, "preload": True, "priority": 1, "max_wait": 1.0,
     "min_active": 1.0, "ttl": 1.0, "queue_limit": 1, "request_timeout": 1.0, "drain_timeout": 1.0,
+    "image_sleep": Sleep.LEVEL_1, "park_sleep": Sleep.OFF,
 }  # fmt: skip
 
 
@@ -307,6 +310,14 @@ def test_what_makes_the_container_changes_its_definition(key: str) -> None:
 @pytest.mark.parametrize("key", KEPT)
 def test_what_only_llmuxd_reads_does_not(key: str) -> None:
     assert replace(MODEL, **{key: KEPT[key]}).definition == MODEL.definition  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("key", ["image_sleep", "park_sleep"])
+def test_dropping_the_kv_cache_alone_needs_another_container(key: str) -> None:
+    drops = replace(MODEL, **{key: Sleep.KV})  # type: ignore[arg-type]
+    assert drops.definition != MODEL.definition
+    llama = replace(MODEL, engine=Engine.LLAMA_SERVER)
+    assert replace(drops, engine=Engine.LLAMA_SERVER).definition == llama.definition
 
 
 def test_every_setting_is_on_one_side_or_the_other() -> None:

@@ -7,6 +7,7 @@ from aiohttp import web
 
 from llmuxd.config import Engine, ModelConfig
 from llmuxd.model import engine
+from llmuxd.model.server import WrongAnswer
 
 from .engine import an_engine
 
@@ -51,14 +52,14 @@ async def test_a_server_without_completions_has_none(status: int, models: object
     [(500, {}), (503, TEXT), (200, b"{"), (200, {}), (200, {"choices": []}), (200, [1])],
 )
 async def test_a_server_that_fails_gives_a_wrong_answer(status: int, body: object) -> None:
-    with pytest.raises(engine.WrongAnswer):
+    with pytest.raises(WrongAnswer):
         await canary(status, body)
 
 
 async def test_a_server_that_is_gone_gives_a_wrong_answer() -> None:
     async with an_engine() as server:
         await server.die()
-        with pytest.raises(engine.WrongAnswer, match="does not answer"):
+        with pytest.raises(WrongAnswer, match="does not answer"):
             await asyncio.to_thread(engine.canary, server.port)
 
 

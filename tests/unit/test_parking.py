@@ -3,9 +3,9 @@ import asyncio
 from dataclasses import replace
 
 import pytest
-from aiohttp import web
 
 from llmuxd import files
+from llmuxd.config import Sleep
 from llmuxd.model import activation, gpu, parking
 from llmuxd.model.activation import Activation
 from llmuxd.model.gpu import State
@@ -14,36 +14,18 @@ from llmuxd.model.parking import CannotPark, CannotWake, Parked
 from .engine import Engine, an_engine
 from .fake_cuda import FakeCuda
 from .fake_units import an_activation
+from .fake_vllm import FakeVllm
 
 API, CORE = 12, 13
 
 
-class Vllm:
-    """vLLM's sleep mode and completions, as far as they are asked for."""
+class Vllm(FakeVllm):
+    """A vLLM in a unit of its own."""
 
     def __init__(self, server: Engine):
-        self.run = replace(an_activation("a", server.port), canary=True)
-        self.asleep = False
-        self.text = " dog"
-        self.sleeps = True
-        self.posts: list[str] = []
-        server.answer = self.answer
-
-    async def answer(self, request: web.Request) -> web.StreamResponse:
-        if request.method == "POST":
-            self.posts.append(request.raw_path)
-        match request.path:
-            case "/v1/models":
-                return web.json_response({"data": [{"id": "a"}]})
-            case "/v1/completions":
-                return web.json_response({"choices": [{"text": self.text}]})
-            case "/is_sleeping" if self.sleeps:
-                return web.json_response({"is_sleeping": self.asleep})
-            case "/sleep" | "/wake_up" if self.sleeps:
-                self.asleep = request.path == "/sleep"
-                return web.Response()
-            case _:
-                return web.Response(status=404)
+        super().__init__(server)
+        run = an_activation("a", server.port)
+        self.run = replace(run, canary=True, park_sleep=Sleep.LEVEL_1)
 
     async def park(self) -> None:
         await asyncio.to_thread(parking.park, self.run)
@@ -69,7 +51,7 @@ async def test_a_park_and_its_reverse(cuda: FakeCuda) -> None:
         assert vllm.asleep and activation.off_gpu("a")
         assert [cuda.state(pid) for pid in (API, CORE)] == [State.CHECKPOINTED] * 2
         await vllm.wake()
-        assert not vllm.asleep and not activation.off_gpu("a")
+        assert vllm.awake and not activation.off_gpu("a")
         assert [cuda.state(pid) for pid in (API, CORE)] == [State.RUNNING] * 2
         assert vllm.posts == ["/v1/completions", "/sleep?level=1", "/wake_up", "/v1/completions"]
 
@@ -91,8 +73,28 @@ async def test_a_driver_that_refuses_leaves_the_model_as_it_was(cuda: FakeCuda, 
         cuda.fail(order)
         with pytest.raises(CannotPark, match="CUDA could not be suspended"):
             await vllm.park()
-        assert not vllm.asleep and not activation.off_gpu("a")
+        assert vllm.awake and not activation.off_gpu("a")
         assert [cuda.state(pid) for pid in (API, CORE)] == [State.RUNNING] * 2
+
+
+async def test_an_engine_that_does_not_let_go_stays_on_its_gpu(cuda: FakeCuda) -> None:
+    async with an_engine() as server:
+        vllm = Vllm(server)
+        vllm.refused = {"/sleep?level=1"}
+        with pytest.raises(CannotPark, match="the engine does not let go"):
+            await vllm.park()
+        assert vllm.awake and not activation.off_gpu("a")
+        assert cuda.asked() == []
+
+
+async def test_an_engine_that_stays_asleep_is_no_comeback() -> None:
+    async with an_engine() as server:
+        vllm = Vllm(server)
+        await vllm.park()
+        vllm.refused = {"/wake_up"}
+        with pytest.raises(CannotWake, match="refuses /wake_up"):
+            await vllm.wake()
+        assert activation.off_gpu("a")
 
 
 async def test_a_host_without_a_driver_leaves_the_model_as_it_was(
@@ -103,7 +105,7 @@ async def test_a_host_without_a_driver_leaves_the_model_as_it_was(
         vllm = Vllm(server)
         with pytest.raises(CannotPark):
             await vllm.park()
-        assert not vllm.asleep and not activation.off_gpu("a")
+        assert vllm.awake and not activation.off_gpu("a")
 
 
 async def test_a_resume_that_fails_is_told_and_stays_known(cuda: FakeCuda) -> None:

@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: MIT
+"""One question to the server in a model's container, and its answer."""
+
+import http.client
+import json
+from typing import Any
+
+# A GPU's first answer after a restore takes a second, one token otherwise milliseconds.
+TIMEOUT = 60.0
+
+
+class WrongAnswer(Exception):
+    """The server does not answer, or not as it should."""
+
+
+def ask(
+    port: int, method: str, path: str, body: object = None, timeout: float = TIMEOUT
+) -> tuple[int, dict[str, Any]]:
+    """Ask the server on 127.0.0.1:`port`; its status, and the object that came with a 200.
+
+    WrongAnswer where nothing comes, or no JSON.
+    """
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
+    try:
+        text = None if body is None else json.dumps(body)
+        connection.request(method, path, text, {"Content-Type": "application/json"})
+        response = connection.getresponse()
+        raw = response.read()
+        value = json.loads(raw or b"{}") if response.status == http.HTTPStatus.OK else {}
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise WrongAnswer(f"it does not answer {path}: {error or 'no reply'}") from None
+    finally:
+        connection.close()
+    return response.status, value if isinstance(value, dict) else {}
