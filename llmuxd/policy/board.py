@@ -2,10 +2,11 @@
 """The decision: who comes, who goes."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from math import inf
 
 from .lanes import Lanes
-from .room import Gpu, NoRoom, Room, no_room
+from .room import Gpu, NoRoom, Room, no_room, seen
 from .tenure import expires_at, keeps_until, loss
 from .views import Decision, ModelView, Stage
 
@@ -18,7 +19,8 @@ class Board:
     """
 
     def __init__(self, gpus: Mapping[int, Gpu] | None = None):
-        self._gpus: Mapping[int, Gpu] = gpus or {}
+        self._measured: Mapping[int, Gpu] = gpus or {}
+        self._gpus: Mapping[int, Gpu] = seen(self._measured, ())
         self._views: dict[str, ModelView] = {}
         self._holders: dict[str, ModelView] = {}
         self._delayed: dict[str, ModelView] = {}
@@ -35,20 +37,22 @@ class Board:
             self._holders[view.name] = view
         if view.waiting_since is not None:
             self._queue(view)
-        if _anchor(before) != _anchor(view):
+        weighed = _place(before) != _place(view) and self._weigh()
+        if weighed or _anchor(before) != _anchor(view):
             self._judge_all()
 
     def remove(self, name: str) -> None:
         """There is no such model any more."""
         view = self._views.pop(name)
         self._take_off(view)
-        if _anchor(view) is not None:
+        weighed = _place(view) is not None and self._weigh()
+        if weighed or _anchor(view) is not None:
             self._judge_all()
 
     def measure(self, gpus: Mapping[int, Gpu]) -> None:
         """The GPUs' memory is this now."""
-        if gpus != self._gpus:
-            self._gpus = dict(gpus)
+        self._measured = dict(gpus)
+        if self._weigh():
             self._judge_all()
 
     def decide(self, now: float) -> Decision:
@@ -66,13 +70,13 @@ class Board:
         plan.close()
         return plan.decision(tuple(self._refused.values()))
 
-    def has_room(self, name: str) -> bool:
-        """Whether the model fits beside those that are there, or come, or leave."""
-        room = Room(self._gpus)
-        for holder in self._holders.values():
-            if holder.name != name:
-                room.add(holder)
-        return room.fits(self._views[name])
+    def _weigh(self) -> bool:
+        """Tell what the models hold that are in from what is foreign; whether verdicts change."""
+        before, self._gpus = self._gpus, seen(self._measured, self._holders.values())
+        if any(_anchor(holder) for holder in self._holders.values()):
+            return before != self._gpus
+        # What those hold that can leave is in nobody's way.
+        return _without_held(before) != _without_held(self._gpus)
 
     def _leaving_takes(self) -> dict[int, float]:
         """Seconds until the slowest model has left, for each GPU."""
@@ -247,8 +251,17 @@ class _Plan:
                 self._drain.append(victim.name)
 
 
+def _without_held(gpus: Mapping[int, Gpu]) -> dict[int, Gpu]:
+    return {number: replace(gpu, held={}, hidden=0) for number, gpu in gpus.items()}
+
+
+def _place(view: ModelView | None) -> tuple[frozenset[int], int | None] | None:
+    """What a model has of the GPUs while it is in."""
+    return None if view is None or view.stage is Stage.OUT else (view.gpus, view.vram)
+
+
 def _anchor(view: ModelView | None) -> tuple[frozenset[int], int | None] | None:
     """What a pinned model that is in takes from all others for good."""
-    if view is None or not view.pin or view.stage in (Stage.OUT, Stage.LEAVING):
+    if view is None or not view.pin or view.stage is Stage.LEAVING:
         return None
-    return view.gpus, view.vram
+    return _place(view)

@@ -209,3 +209,86 @@ def test_a_verdict_ends_when_there_is_room() -> None:
     assert [verdict.model for verdict in board.decide(NOW).refuse] == ["a"]
     board.remove("p")
     assert board.decide(NOW) == Decision(activate=("a",))
+
+
+# What was measured
+
+
+def shared(foreign: int = 0, hidden: int = 0, **held: int) -> dict[int, Gpu]:
+    """An H100 with so many GiB in use."""
+    sizes = {name: gib * GIB for name, gib in held.items()}
+    return {0: Gpu(80 * GIB, foreign * GIB, hidden * GIB, held=sizes)}
+
+
+def test_a_model_takes_what_it_holds_where_that_is_more_than_it_says() -> None:
+    a, b = model("a", 30, Stage.IN), model("b", 40, waiting=1)
+    assert now(a, b, gpus=shared(a=40)).activate == ("b",)
+    assert now(a, b, gpus=shared(a=41)) == Decision(drain=("a",))
+
+
+def test_a_model_that_is_out_and_holds_memory_is_in_the_way() -> None:
+    a, b = model("a", 40), model("b", 50, waiting=1)
+    (verdict,) = now(a, b, gpus=shared(a=40)).refuse
+    assert (verdict.missing, verdict.foreign) == (10 * GIB, 40 * GIB)
+    assert verdict.reason == (
+        "'b' needs 50.0 GiB of GPU 0, 10.0 GiB more than it can have:"
+        " 'a' (not in use) holds 40.0 GiB"
+    )
+
+
+def test_nobody_is_in_its_own_way() -> None:
+    assert now(model("a", 50, waiting=1), gpus=shared(a=50)) == Decision(activate=("a",))
+    (verdict,) = now(model("a", 50, waiting=1), gpus=shared(a=81)).refuse
+    assert (verdict.needed, verdict.missing, verdict.others) == (81 * GIB, GIB, ())
+
+
+def test_what_a_model_held_is_room_once_it_is_gone() -> None:
+    board = Board(shared(a=40))
+    board.put(model("a", 40, Stage.LEAVING))
+    board.put(model("b", 50, waiting=1))
+    assert board.decide(NOW) == Decision()
+    board.measure(shared())
+    board.put(model("a", 40))
+    assert board.decide(NOW) == Decision(activate=("b",))
+
+
+def test_a_verdict_follows_who_comes_in() -> None:
+    """Held by one that is out it is lost; held by one that is in it can be had."""
+    board = Board(shared(a=40))
+    board.put(model("a", 40))
+    board.put(model("b", 50, waiting=1))
+    assert board.decide(NOW).refuse != ()
+    board.put(model("a", 40, Stage.IN))
+    assert board.decide(NOW) == Decision(drain=("a",))
+    board.remove("a")
+    assert board.decide(NOW).refuse != ()
+
+
+def test_memory_that_nobody_is_seen_to_hold_is_the_models_that_are_in() -> None:
+    """As in another pid namespace; what is beyond what they say is somebody else's."""
+    a = model("a", 40, Stage.IN)
+    assert now(a, model("b", 35, waiting=1), gpus=shared(45, hidden=45)).activate == ("b",)
+    assert now(a, model("b", 36, waiting=1), gpus=shared(45, hidden=45)).drain == ("a",)
+    assert now(model("b", 36, waiting=1), gpus=shared(45, hidden=45)).refuse != ()
+
+
+def test_the_verdict_names_the_largest_holders() -> None:
+    others = tuple((f"python3 (PID {pid})", pid * GIB) for pid in (20, 10, 6, 5))
+    gpus = {0: Gpu(80 * GIB, 42 * GIB, GIB, others)}
+    (verdict,) = now(model("a", 40, waiting=1), gpus=gpus).refuse
+    assert verdict.reason == (
+        "'a' needs 40.0 GiB of GPU 0, 2.0 GiB more than it can have: python3 (PID 20) holds"
+        " 20.0 GiB; python3 (PID 10) holds 10.0 GiB; python3 (PID 6) holds 6.0 GiB;"
+        " others hold 6.0 GiB"
+    )
+
+
+def test_a_pinned_model_counts_as_what_it_holds() -> None:
+    pinned = model("p", 30, Stage.IN, pin=True)
+    board = Board(shared(p=30))
+    board.put(pinned)
+    board.put(model("a", 50, waiting=1))
+    assert board.decide(NOW) == Decision(activate=("a",))
+    board.measure(shared(p=31))
+    (verdict,) = board.decide(NOW).refuse
+    assert verdict.missing == GIB
