@@ -14,7 +14,8 @@ SYSCONFDIR ?= /etc
 POLICYDIR   = $(if $(filter /usr,$(PREFIX)),$(DATADIR),$(SYSCONFDIR))/dbus-1/system.d
 DOCDIR      = $(DATADIR)/doc/llmuxd
 
-UNITS = llmuxd.service llmuxd.socket llmux-model@.service llmux-thaw.service
+UNITS = llmuxd.service llmuxd.socket llmux-model@.service llmux-thaw.service \
+	llmux-gpus.service llmux-gpus.socket
 FILL  = sed -e 's|@bindir@|$(BINDIR)|g' -e 's|@libexecdir@|$(LIBEXECDIR)|g' \
 	-e 's|@python@|$(PYTHON)|g' -e 's|@docdir@|$(DOCDIR)|g'
 
@@ -42,6 +43,8 @@ install-files:
 	done
 	$(FILL) packaging/llmux-model.in > $(DESTDIR)$(LIBEXECDIR)/llmux/llmux-model
 	chmod 755 $(DESTDIR)$(LIBEXECDIR)/llmux/llmux-model
+	$(FILL) packaging/llmux-gpus.in > $(DESTDIR)$(LIBEXECDIR)/llmux/llmux-gpus
+	chmod 755 $(DESTDIR)$(LIBEXECDIR)/llmux/llmux-gpus
 	install -d $(DESTDIR)$(BINDIR) $(DESTDIR)$(LIBEXECDIR)/llmux/bin
 	$(FILL) packaging/llmux-cuda-checkpoint.in > $(DESTDIR)$(BINDIR)/llmux-cuda-checkpoint
 	chmod 755 $(DESTDIR)$(BINDIR)/llmux-cuda-checkpoint

@@ -18,6 +18,7 @@ from . import config
 from .bus import Bus
 from .control import Control
 from .errors import ConfigInvalid, LlmuxError, NoSocket
+from .gpus import Gpus
 from .proxy import BACKLOG, Proxy
 from .state import State
 from .switcher import Switcher
@@ -36,6 +37,7 @@ class Daemon:
         self._port = port
         self._notify = sdnotify.SystemdNotifier().notify
         self._units = Units()
+        self._gpus = Gpus()
         self._switcher = Switcher(loaded, self._units)
         self._control = Control(self._switcher, self.reload)
         self._proxy = Proxy(self._switcher)
@@ -64,6 +66,7 @@ class Daemon:
         sockets = listening_sockets(self._port)
         config.point_units_to(self._path)
         bus = await self._connect()
+        self._own(self._gpus.run(), "gpus")
         self._own(self._switcher.run(), "switcher")
         self._own(self._keep_connected(bus), "bus")
         self._own(self._watchdog(), "watchdog")

@@ -18,7 +18,6 @@ class Kind(StrEnum):
     """What a job does."""
 
     SWITCH = "switch"
-    PRELOAD = "preload"
     CHECKPOINT = "checkpoint"
     PARK = "park"
     WARMUP = "warmup"

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: MIT
 """The HTTP endpoint: reads which model a request names, has it serve, passes bytes through."""
 
-import asyncio
 import errno
 import io
 import json
@@ -15,7 +14,7 @@ from aiohttp import web
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from .backend import Backend, BackendGone
-from .errors import BackendLost, BadRequest, BodyTooLarge, Internal, LlmuxError, TimedOut
+from .errors import BackendLost, BadRequest, BodyTooLarge, Internal, LlmuxError
 from .state import State
 from .switcher import Switcher
 
@@ -91,23 +90,20 @@ class Proxy:
         if asked != name:
             # The engine knows itself by its full name only.
             body = json.dumps(payload | {"model": name}).encode()
-        deadline = self._switcher.deadline(name)
         try:
-            return await self._serve(request, name, body, deadline)
+            return await self._serve(request, name, body)
         except (aiohttp.ClientConnectorError, BackendGone):
             # It never had the request: its server died, and systemd has not told yet.
             pass
         try:
-            return await self._serve(request, name, body, deadline)
+            return await self._serve(request, name, body)
         except (aiohttp.ClientConnectorError, BackendGone) as error:
             raise _lost(error) from None
 
-    async def _serve(
-        self, request: web.Request, name: str, body: bytes, deadline: float
-    ) -> web.StreamResponse:
-        async with self._switcher.request(name, deadline) as backend:
+    async def _serve(self, request: web.Request, name: str, body: bytes) -> web.StreamResponse:
+        async with self._switcher.request(name) as backend:
             try:
-                upstream = await self._begin(request, backend, body, deadline)
+                upstream = await self._send(request, backend, body)
             except aiohttp.ClientConnectorError as error:
                 # Any other error is ours, such as too many open files: the server is well.
                 if error.os_error.errno == errno.ECONNREFUSED:
@@ -140,19 +136,6 @@ class Proxy:
                 return response
             await response.write_eof()
             return response
-
-    async def _begin(
-        self, request: web.Request, backend: Backend, body: bytes, deadline: float
-    ) -> aiohttp.ClientResponse:
-        """The answer's head, in time: a server may accept a request and never answer it."""
-        limit = asyncio.timeout_at(deadline)
-        try:
-            async with limit:
-                return await self._send(request, backend, body)
-        except TimeoutError:
-            if limit.expired():
-                raise TimedOut("the model's server did not begin to answer in time") from None
-            raise
 
     async def _send(
         self, request: web.Request, backend: Backend, body: bytes

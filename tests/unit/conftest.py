@@ -7,7 +7,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from . import fake_cuda
+from . import fake_cuda, fake_nvml
 from .guards import no_child_left, no_task_left, time_limit
 
 # The same examples each time, and no database beside the sources.
@@ -50,3 +50,19 @@ def cuda(libcuda: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> fake
     directory.mkdir()
     monkeypatch.setenv("FAKE_CUDA", str(directory))
     return fake_cuda.FakeCuda(libcuda, directory, monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def libnvml(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A libnvidia-ml.so.1 that says what a file says."""
+    return fake_nvml.compiled(tmp_path_factory.mktemp("libnvml"))
+
+
+@pytest.fixture
+def nvml(libnvml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> fake_nvml.FakeNvml:
+    """The same, in a test of its own, with one H100 that nobody uses."""
+    file = tmp_path / "nvml"
+    monkeypatch.setenv("FAKE_NVML", str(file))
+    fake = fake_nvml.FakeNvml(libnvml, file)
+    fake.tell(fake_nvml.H100)
+    return fake

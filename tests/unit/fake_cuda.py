@@ -15,12 +15,16 @@ SOURCE = Path(__file__).with_name("fake_libcuda.c")
 
 def compiled(directory: Path, *options: str) -> Path:
     """The library in `directory`, under the name by which it is looked for."""
+    return compile_library(SOURCE, directory / "libcuda.so.1", *options)
+
+
+def compile_library(source: Path, library: Path, *options: str) -> Path:
+    """A shared library of one C file; returns where it is."""
     compiler = shutil.which("cc")
     if compiler is None:
         pytest.skip("no C compiler")
-    library = directory / "libcuda.so.1"
     command = [compiler, "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", *options]
-    subprocess.run([*command, "-o", str(library), str(SOURCE)], check=True)
+    subprocess.run([*command, "-o", str(library), str(source)], check=True)
     return library
 
 

@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: MIT
+"""Whose a process is: its name, and the model in whose unit it runs."""
+
+from pathlib import Path
+
+from .. import names
+
+PROC = Path("/proc")
+
+
+def name(pid: int) -> str:
+    """What the kernel calls the process; empty where it is not seen: gone, or in another
+    pid namespace.
+    """
+    return _read(pid, "comm").strip()
+
+
+def model(pid: int) -> str | None:
+    """The model of the unit that the process runs in; None where it runs in none."""
+    for line in _read(pid, "cgroup").splitlines():
+        # On hybrid hosts systemd's own hierarchy has the units too.
+        _, _, path = line.split(":", 2)
+        for part in path.split("/"):
+            found = names.from_unit(part)
+            if found is not None:
+                return found
+    return None
+
+
+def _read(pid: int, file: str) -> str:
+    try:
+        return (PROC / str(pid) / file).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
