@@ -26,6 +26,14 @@ all:
 	@echo "make bench   the benchmarks, as tables with ratios"
 	@echo "make install DESTDIR= PREFIX=/usr"
 
+# The manual pages, from Markdown by go-md2man. What it makes is kept beside it, so that an
+# installation needs no go-md2man; `make check` holds the two together.
+.PHONY: man
+man:
+	for page in packaging/man/*.md; do \
+		go-md2man -in "$$page" -out "$${page%.md}" || exit 1; \
+	done
+
 # What a package's %install calls.
 .PHONY: install
 install: install-python install-files

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     Bool = bool
     Double = float
+    Numbers = list[int]
     ObjectPath = str
     String = str
     StringMap = dict[str, str]
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 else:
     Bool = "b"
     Double = "d"
+    Numbers = "au"
     ObjectPath = "o"
     String = "s"
     StringMap = "a{ss}"

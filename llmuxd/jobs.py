@@ -14,6 +14,10 @@ from .errors import Internal, LlmuxError, NoSuchJob
 log = logging.getLogger(__name__)
 
 
+# A job's progress is told anew after so much of its expected time.
+STEP = 0.05
+
+
 class Kind(StrEnum):
     """What a job does."""
 
@@ -33,14 +37,20 @@ class Result(StrEnum):
 
 
 class Job:
-    """One piece of work. `started` is Unix time; `error` is set where it failed."""
+    """One piece of work. `started` is Unix time; `error` is set where it failed.
 
-    def __init__(self, number: int, kind: Kind, model: str):
+    `expected`: the seconds that it takes as a rule; 0 where that is not known. `progress`: how
+    much of them is over, in percent, never 100 before the end.
+    """
+
+    def __init__(self, number: int, kind: Kind, model: str, expected: float):
         self.number = number
         self.kind = kind
         self.model = model
+        self.expected = expected
         self.started = time.time()
         self.phase = "waiting"
+        self.progress = 0
         self.error: LlmuxError | None = None
         self.result: Result | None = None
         self.task: asyncio.Task[None] | None = None
@@ -64,12 +74,14 @@ class Jobs:
         self._numbers = itertools.count(1)
         self._jobs: dict[int, Job] = {}
 
-    def add(self, kind: Kind, model: str, work: Work) -> Job:
-        """Start `work`; returns at once, with the job."""
-        job = Job(next(self._numbers), kind, model)
+    def add(self, kind: Kind, model: str, work: Work, expected: float = 0.0) -> Job:
+        """Start `work`; returns at once, with the job. `expected`: its seconds, as a rule."""
+        job = Job(next(self._numbers), kind, model, expected)
         self._jobs[job.number] = job
         self.on_new(job)
         job.task = asyncio.create_task(self._run(job, work), name=f"job {job.number} {kind}")
+        if expected > 0:
+            self._advance(job, asyncio.get_running_loop().time())
         # Not in the task itself: one that is cancelled before its first step never runs at all.
         job.task.add_done_callback(lambda task: self._ended(job))
         return job
@@ -103,6 +115,18 @@ class Jobs:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _advance(self, job: Job, begin: float) -> None:
+        """Tell how much of the time is over, again and again until the job ends."""
+        if job.result is not None:
+            return
+        loop = asyncio.get_running_loop()
+        percent = min(int((loop.time() - begin) / job.expected * 100), 99)
+        if job.progress != percent:
+            job.progress = percent
+            self.on_changed(job)
+        if percent < 99:
+            loop.call_later(max(job.expected * STEP, 0.1), self._advance, job, begin)
 
     async def _run(self, job: Job, work: Work) -> None:
         try:

@@ -1,17 +1,50 @@
 # SPDX-License-Identifier: MIT
 """Text in columns, and numbers as people read them."""
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
+
+Paint = Callable[[int, str], str]
 
 
 def render(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table with aligned columns, two spaces between them, no trailing blanks."""
-    lines = [list(header), *(list(row) for row in rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in lines
-    )
+    return "\n".join(lines(header, rows))
+
+
+def lines(
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    paint: Paint = lambda column, cell: cell,
+    room: int = sys.maxsize,
+) -> list[str]:
+    """The lines of such a table.
+
+    `paint` gets the number of a column and a cell of the body, and may add escape codes to it.
+    `room`: what is further right than so many characters is cut off.
+    """
+    widths = [max(len(line[column]) for line in (header, *rows)) for column in range(len(header))]
+    body = [_line(row, widths, paint, room) for row in rows]
+    return [_line(header, widths, lambda column, cell: cell, room), *body]
+
+
+def _line(cells: Sequence[str], widths: Sequence[int], paint: Paint, room: int) -> str:
+    line = ""
+    for column, (cell, width) in enumerate(zip(cells, widths, strict=True)):
+        if room <= 0 or not any(cells[column:]):
+            break
+        gap = width + 2 - len(cell) if any(cells[column + 1 :]) else 0
+        shown = cell[:room]
+        line += paint(column, shown) + " " * min(gap, room - len(shown))
+        room -= width + 2
+    return line
+
+
+def bar(share: float, width: int = 20) -> str:
+    """A bar that is filled to `share`, of 0 to 1."""
+    filled = round(min(max(share, 0.0), 1.0) * width)
+    return f"[{'#' * filled}{' ' * (width - filled)}]"
 
 
 def size(number: int) -> str:

@@ -9,35 +9,65 @@ _llmuxctl_models() {
         sed -n 's/^"\(.*\)","[a-z]*","\/Model\/.*/\1/p'
 }
 
+_llmuxctl_jobs() {
+    busctl --auto-start=no --json=short call org.llmux /Manager org.llmux.Manager ListJobs \
+        2>/dev/null | grep -o '"/Job/[0-9]*"' | tr -dc '0-9\n'
+}
+
 _llmuxctl() {
-    local current=${COMP_WORDS[COMP_CWORD]} verb='' word words=()
+    local current=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD-1]}
+    local verb='' word words=() skip=''
     for word in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do
-        if [[ $word != -* ]]; then
-            verb=$word
-            break
+        if [[ $skip ]]; then
+            skip=''
+        elif [[ $word == -H || $word == --host ]]; then
+            skip=yes
+        elif [[ $word != -* ]]; then
+            verb=${verb:+$verb }$word
         fi
     done
-    case $verb in
-        '') words=(status switch checkpoint park stop warmup logs check --help --version) ;;
-        status) words=(--json --help) ;;
-        switch | checkpoint | park | stop | warmup)
-            if [[ $current == -* ]]; then words=(--help); else mapfile -t words < <(_llmuxctl_models); fi
+    case $before in
+        -H | --host)
+            mapfile -t COMPREPLY < <(compgen -A hostname -- "$current")
+            return
             ;;
-        logs)
+        -c | --config)
+            compopt -o filenames 2>/dev/null
+            mapfile -t COMPREPLY < <(compgen -f -- "$current")
+            return
+            ;;
+    esac
+    local common=(--json --host --help)
+    case $verb in
+        '')
+            words=(status top show switch checkpoint park stop warmup jobs cancel logs reload check
+                   config version)
+            if [[ $current == -* ]]; then words=("${common[@]}" --version); fi
+            ;;
+        show | switch | checkpoint | park | stop | warmup | warmup\ *)
             if [[ $current == -* ]]; then
-                words=(--follow --help)
+                words=("${common[@]}")
             else
                 mapfile -t words < <(_llmuxctl_models)
             fi
             ;;
-        check)
-            if [[ ${COMP_WORDS[COMP_CWORD-1]} == -c || ${COMP_WORDS[COMP_CWORD-1]} == --config ]]; then
-                compopt -o filenames 2>/dev/null
-                mapfile -t COMPREPLY < <(compgen -f -- "$current")
-                return
+        cancel | cancel\ *)
+            if [[ $current == -* ]]; then
+                words=("${common[@]}")
+            else
+                mapfile -t words < <(_llmuxctl_jobs)
             fi
-            words=(--config --json --help)
             ;;
+        logs)
+            if [[ $current == -* ]]; then
+                words=(--follow "${common[@]}")
+            else
+                mapfile -t words < <(_llmuxctl_models)
+            fi
+            ;;
+        check | config\ check | config\ show) words=(--config --json --help) ;;
+        config) words=(check show) ;;
+        status | top | jobs | reload | version) words=("${common[@]}") ;;
     esac
     COMPREPLY=()
     for word in "${words[@]}"; do

@@ -28,13 +28,16 @@ async def complete(*words: str) -> list[str]:
 @pytest.mark.parametrize(
     ("words", "offered"),
     [
-        (("s",), ["status", "switch", "stop"]),
+        (("s",), ["status", "show", "switch", "stop"]),
         (("switch", ""), [QWEN, "b"]),
         (("switch", "Q"), [QWEN]),
         (("warmup", QWEN, "b"), ["b"]),
         (("logs", "-f", "b"), ["b"]),
-        (("logs", "-"), ["--follow", "--help"]),
+        (("logs", "-"), ["--follow", "--json", "--host", "--help"]),
         (("status", "--j"), ["--json"]),
+        (("config", ""), ["check", "show"]),
+        (("config", "show", "--c"), ["--config"]),
+        (("-H", "there", "show", "Q"), [QWEN]),
         (("switch", "nothing"), []),
     ],
 )
@@ -44,3 +47,11 @@ async def test_offers(house: House, words: tuple[str, ...], offered: list[str]) 
 
 async def test_nothing_is_offered_without_llmuxd(bus: PrivateBus) -> None:
     assert await complete("switch", "") == []
+
+
+async def test_running_jobs_are_offered(house: House) -> None:  # noqa: F811
+    gate = house.stage.units.hold("start", QWEN)
+    house.stage.switcher.switch(QWEN)
+    house.stage.switcher.switch("b")
+    assert await complete("cancel", "") == ["1", "2"]
+    gate.open()

@@ -89,7 +89,8 @@ async def test_properties_of_the_manager(house: House) -> None:
 
 async def test_properties_of_a_cold_model(house: House) -> None:
     assert await house.caller.get_all(PATH, MODEL) == {
-        "Name": QWEN, "Aliases": ["qwen"], "State": "cold", "Unit": names.unit(QWEN),
+        "Name": QWEN, "Aliases": ["qwen"], "State": "cold", "Tier": "checkpoint",
+        "GPUs": [0], "Unit": names.unit(QWEN),
         "Endpoint": "", "InFlight": 0, "Queued": 0, "LastUsed": 0.0, "ActivatedBy": "",
         "ActivationSeconds": 0.0, "CheckpointValid": False,
         "CheckpointWhyNot": "none was taken", "CheckpointSize": 0, "CheckpointSeconds": 0.0,
@@ -141,7 +142,10 @@ async def test_switch_answers_with_a_job_at_once(house: House) -> None:
     found = await house.caller.get_all("/Job/1", JOB)
     started = found.pop("Started")
     assert isinstance(started, float) and started > 1.7e9
-    assert found == {"Kind": "switch", "Model": QWEN, "Phase": "starting"}
+    assert found == {
+        "Kind": "switch", "Model": QWEN, "Phase": "starting", "Progress": 0,
+        "ExpectedSeconds": 0.0,
+    }  # fmt: skip
     gate.open()
     assert await house.caller.heard("JobRemoved") == [
         ("/Manager", [1, "/Job/1", QWEN, "done"]),
@@ -440,7 +444,8 @@ async def two_jobs(house: House) -> House:
 
 
 def test_every_method_is_on_one_side_or_the_other() -> None:
-    from llmuxd.control import JobInterface, ManagerInterface
+    from llmuxd.control.job import JobInterface
+    from llmuxd.control.manager import ManagerInterface
 
     known = {row[2] for row in READS} | {row[2] for row in CHANGES}
     for interface in (ManagerInterface, JobInterface):

@@ -2,6 +2,7 @@
 """The manual pages and the completions, held against the code."""
 
 import argparse
+import inspect
 import re
 import xml.etree.ElementTree as ET
 from dataclasses import fields
@@ -12,7 +13,8 @@ import pytest
 
 from llmuxd import __main__ as daemon_main
 from llmuxd import config, errors
-from llmuxd.ctl.__main__ import _parser
+from llmuxd.ctl.__main__ import function
+from llmuxd.ctl.arguments import parser as words
 
 ROOT = Path(__file__).parents[2]
 PAGES = ROOT / "packaging" / "man"
@@ -20,41 +22,65 @@ COMPLETIONS = ROOT / "packaging" / "completions"
 
 
 def page(name: str) -> str:
-    return (PAGES / name).read_text(encoding="utf-8")
+    return (PAGES / f"{name}.md").read_text(encoding="utf-8")
 
 
-def items(name: str, macro: str) -> set[str]:
-    """The first words of the page's list items that are marked up so."""
-    return set(re.findall(rf"^\.It {macro} (\S+)", page(name), re.MULTILINE))
+def section(name: str, title: str) -> str:
+    """What stands under a heading of a page."""
+    found = re.search(rf"^# {title}\n(.*?)(?=^# |\Z)", page(name), re.MULTILINE | re.DOTALL)
+    assert found, f"{name} has no section {title}"
+    return found[1]
 
 
-def flags(text: str) -> set[str]:
-    """The options that list items of a page describe."""
-    lines = [line for line in text.splitlines() if line.startswith(".It Fl ")]
-    return {f"-{flag}" for line in lines for flag in re.findall(r"Fl (-?[\w-]+)", line)}
+def terms(text: str) -> list[str]:
+    """What has a description in a definition list."""
+    return re.findall(r"^(\S.*)\n:   ", text, re.MULTILINE)
+
+
+def items(text: str) -> set[str]:
+    """The first words of the terms, where they are bold."""
+    return {found[1] for term in terms(text) if (found := re.match(r"\*\*(\w[^*]*)\*\*", term))}
+
+
+def flags(name: str) -> set[str]:
+    """The options that a page describes."""
+    found = " ".join(terms(section(name, "OPTIONS")))
+    return set(re.findall(r"\*\*(-[^*]+)\*\*", found))
 
 
 def options(parser: argparse.ArgumentParser) -> set[str]:
     return {option for action in parser._actions for option in action.option_strings}
 
 
-def verbs() -> dict[str, argparse.ArgumentParser]:
-    for action in _parser()._actions:
+def verbs(of: argparse.ArgumentParser | None = None) -> dict[str, argparse.ArgumentParser]:
+    for action in (of or words())._actions:
         if isinstance(action, argparse._SubParsersAction):
             return dict(action.choices)
     raise AssertionError("llmuxctl has no verbs")
 
 
 def every_option() -> set[str]:
-    return options(_parser()).union(*(options(parser) for parser in verbs().values()))
+    every = [words(), *verbs().values(), *verbs(verbs()["config"]).values()]
+    return set().union(*(options(parser) for parser in every))
 
 
 def test_llmuxctl_has_these_verbs_and_no_others() -> None:
-    assert items("llmuxctl.1", "Cm") == verbs().keys()
+    assert items(section("llmuxctl.1", "COMMANDS")) == verbs().keys()
+
+
+def test_llmuxctl_has_these_verbs_of_config_and_no_others() -> None:
+    described = re.findall(r"^\*\*config\*\* \*\*(\w+)\*\*", page("llmuxctl.1"), re.MULTILINE)
+    assert described == list(verbs(verbs()["config"]))
+
+
+def test_every_verb_has_its_function() -> None:
+    for name, parser in (verbs() | verbs(verbs()["config"])).items():
+        run = parser.get_default("run")
+        assert name == "config" or inspect.iscoroutinefunction(function(run)), name
 
 
 def test_llmuxctl_has_these_options_and_no_others() -> None:
-    assert flags(page("llmuxctl.1")) == every_option()
+    assert flags("llmuxctl.1") == every_option()
 
 
 def test_llmuxd_has_these_options_and_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,13 +92,13 @@ def test_llmuxd_has_these_options_and_no_others(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", look)
     daemon_main._arguments()
-    assert flags(page("llmuxd.8")) == options(seen[0])
+    assert flags("llmuxd.8") == options(seen[0])
 
 
 def test_configuration_has_these_keys_and_no_others() -> None:
     keys = {each.name for each in fields(config.ModelConfig)} - {"name"}
     top = {each.name for each in fields(config.Config)} - {"path"} | {"defaults"}
-    assert items("llmux.yaml.5", "Ic") == keys | top
+    assert items(page("llmux.yaml.5")) == keys | top
 
 
 def test_configuration_has_these_defaults() -> None:
@@ -81,30 +107,53 @@ def test_configuration_has_these_defaults() -> None:
         if isinstance(each.default, int | float | str) and not isinstance(each.default, bool):
             wanted = f"{each.default:g}" if isinstance(each.default, float) else str(each.default)
             # One key is at the top level too, before these.
-            described = re.findall(rf"^\.It Ic {each.name}\n((?:(?!\.It).*\n)*)", text, re.M)[-1]
-            assert re.search(rf"Default:\s(\.Pa )?{re.escape(wanted)}[ .]", described), each.name
+            described = re.findall(rf"^\*\*{each.name}\*\*\n:   ((?:.+\n)+)", text, re.M)[-1]
+            assert re.search(rf"Default:\s[*`]*{re.escape(wanted)}[*`]*[ .]", described), each.name
 
 
-def test_bus_has_these_members_and_no_others() -> None:
-    shipped: set[str] = set()
-    for name in ("Manager", "Model", "Job"):
-        root = ET.parse(ROOT / "dbus" / f"org.llmux.{name}.xml").getroot()
-        shipped |= {member.attrib["name"] for member in root.iterfind("interface/*")}
-    assert items("org.llmux.5", "Ic") == shipped
+@pytest.mark.parametrize("name", ["Manager", "Model", "Job"])
+def test_bus_has_these_members_and_no_others(name: str) -> None:
+    root = ET.parse(ROOT / "dbus" / f"org.llmux.{name}.xml").getroot()
+    shipped = [synopsis(member) for member in root.iterfind("interface/*")]
+    described = terms(section("org.llmux.5", f"ORG.LLMUX.{name.upper()}"))
+    assert sorted(described) == sorted(shipped)
+
+
+def synopsis(member: ET.Element) -> str:
+    """A member of an interface as the page has it."""
+    name = f"**{member.attrib['name']}**"
+    if member.tag == "property":
+        return f"{name} {member.attrib['type']}"
+    into, out = (
+        ", ".join(
+            f"{arg.attrib['type']} {arg.attrib['name']}"
+            for arg in member.iter("arg")
+            if (arg.get("direction") == "out") is returned
+        )
+        for returned in (False, True)
+    )
+    return f"{name} ({into})" + (f" -> {out}" if out else "")
 
 
 def test_bus_has_these_errors() -> None:
     for kind in vars(errors).values():
         if isinstance(kind, type) and issubclass(kind, errors.LlmuxError):
             over_http = kind.__name__ in ("BadRequest", "BodyTooLarge", "BackendLost")
-            assert over_http or f".It {kind.dbus_name}\n" in page("org.llmux.5")
+            assert over_http or kind.dbus_name in terms(page("org.llmux.5"))
 
 
 def test_each_page_refers_to_pages_that_exist() -> None:
-    ours = {path.name for path in PAGES.iterdir()}
-    for path in PAGES.iterdir():
-        for name, section in re.findall(r"^\.Xr (\S+) (\d)", path.read_text(), re.MULTILINE):
-            assert "llmux" not in name or f"{name}.{section}" in ours, (path.name, name)
+    ours = {path.stem for path in PAGES.glob("*.md")}
+    assert ours == {path.name for path in PAGES.iterdir()} - {f"{name}.md" for name in ours}
+    for name in ours:
+        for other, number in re.findall(r"\*\*([^*]+)\*\*\((\d)\)", page(name)):
+            assert "llmux" not in other or f"{other}.{number}" in ours, (name, other)
+
+
+def test_no_line_of_a_page_begins_a_list_by_mistake() -> None:
+    """`429.` at the begin of a line would be number 1 of a list."""
+    for path in PAGES.glob("*.md"):
+        assert not re.search(r"^ *(\d+\.|[*+-]) ", path.read_text(), re.MULTILINE), path
 
 
 def test_units_point_to_pages_that_exist() -> None:

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: MIT
+"""org.llmux.Model."""
+
+from dataclasses import asdict
+
+from dbus_next.service import ServiceInterface
+
+from .. import names
+from ..dbus_types import Bool, Double, Numbers, String, StringMap, Strings, UInt32, UInt64
+from ..switcher import Switcher
+from .edge import reading
+
+
+class ModelInterface(ServiceInterface):
+    """org.llmux.Model at /Model/<encoded name>."""
+
+    def __init__(self, switcher: Switcher, name: str):
+        super().__init__("org.llmux.Model")
+        self._switcher = switcher
+        self._name = name
+
+    @reading
+    def Name(self) -> String:
+        return self._name
+
+    @reading
+    def Aliases(self) -> Strings:
+        return list(self._switcher.model(self._name).config.aliases)
+
+    @reading
+    def State(self) -> String:
+        return self._switcher.state(self._name)
+
+    @reading
+    def Tier(self) -> String:
+        return self._switcher.model(self._name).config.tier
+
+    @reading
+    def GPUs(self) -> Numbers:
+        """Those that it holds, or would hold."""
+        return list(self._switcher.model(self._name).held)
+
+    @reading
+    def Unit(self) -> String:
+        return names.unit(self._name)
+
+    @reading
+    def Endpoint(self) -> String:
+        backend = self._switcher.model(self._name).backend
+        return backend.endpoint if backend else ""
+
+    @reading
+    def InFlight(self) -> UInt32:
+        return self._switcher.model(self._name).in_flight
+
+    @reading
+    def Queued(self) -> UInt32:
+        return len(self._switcher.model(self._name).waiters)
+
+    @reading
+    def LastUsed(self) -> Double:
+        """Unix time; 0 if never since llmuxd was started."""
+        return self._switcher.model(self._name).last_used
+
+    @reading
+    def ActivatedBy(self) -> String:
+        """`restore` or `cold` while it runs, else empty."""
+        activation = self._switcher.model(self._name).activation
+        return activation.way if activation else ""
+
+    @reading
+    def ActivationSeconds(self) -> Double:
+        activation = self._switcher.model(self._name).activation
+        return activation.seconds if activation else 0.0
+
+    @reading
+    def CheckpointValid(self) -> Bool:
+        return not self._switcher.why_no_checkpoint(self._name)
+
+    @reading
+    def CheckpointWhyNot(self) -> String:
+        return self._switcher.why_no_checkpoint(self._name)
+
+    @reading
+    def CheckpointSize(self) -> UInt64:
+        """Bytes on disk."""
+        record = self._switcher.model(self._name).checkpoint
+        return record.size if record else 0
+
+    @reading
+    def CheckpointSeconds(self) -> Double:
+        record = self._switcher.model(self._name).checkpoint
+        return record.seconds if record else 0.0
+
+    @reading
+    def CheckpointTaken(self) -> Double:
+        """Unix time; 0 if there is none."""
+        record = self._switcher.model(self._name).checkpoint
+        return record.taken_at if record else 0.0
+
+    @reading
+    def CheckpointIdentity(self) -> StringMap:
+        """All that must be the same where it is restored."""
+        record = self._switcher.model(self._name).checkpoint
+        return asdict(record.identity) if record else {}
+
+    @reading
+    def Failures(self) -> UInt32:
+        """Starts that failed since the last one that did not."""
+        return self._switcher.model(self._name).failures
+
+    @reading
+    def LastError(self) -> String:
+        return self._switcher.model(self._name).last_error

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: MIT
+"""llmuxctl reload, version and check: one question, one answer."""
+
+import argparse
+import asyncio
+import contextlib
+
+from .. import __version__, config
+from ..errors import LlmuxError
+from .daemon import Daemon
+from .exits import Exit
+from .models import print_json
+
+
+async def reload(arguments: argparse.Namespace) -> int:
+    """Have llmuxd read its configuration again; a mistake in it is told here."""
+    async with Daemon(arguments.host) as daemon:
+        await daemon.manager("Reload")
+    if arguments.json:
+        print_json({"reloaded": True})
+    return Exit.DONE
+
+
+async def version(arguments: argparse.Namespace) -> int:
+    """Of this program, and of the llmuxd that runs."""
+    running = ""
+    with contextlib.suppress(LlmuxError):
+        async with Daemon(arguments.host, start=False) as daemon:
+            running = await daemon.version()
+    if arguments.json:
+        print_json({"llmuxctl": __version__, "llmuxd": running or None})
+    else:
+        print(f"llmuxctl {__version__}\nllmuxd {running or 'does not run'}")
+    return Exit.DONE
+
+
+async def check(arguments: argparse.Namespace) -> int:
+    """Whether this host has what llmuxd needs."""
+    from . import check as checks
+
+    results = await asyncio.to_thread(checks.run, arguments.config or config.current_path())
+    if arguments.json:
+        print_json([vars(result) for result in results])
+    else:
+        print("\n".join(checks.line(result) for result in results))
+    return Exit.FAILED if any(result.failed for result in results) else Exit.DONE

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: MIT
+"""llmuxctl switch, checkpoint, park, warmup, stop: begin a job and wait for its end."""
+
+import argparse
+import asyncio
+import sys
+import time
+from dataclasses import asdict, dataclass
+
+from ..errors import LlmuxError
+from . import interrupt
+from .daemon import Daemon
+from .exits import Exit
+from .interrupt import Choice
+from .models import print_json
+from .progress import Progress
+
+METHODS = {
+    "switch": "Switch",
+    "checkpoint": "Checkpoint",
+    "park": "Park",
+    "stop": "Stop",
+    "warmup": "Warmup",
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a job ended, as --json prints it. `result` is D-Bus's, or `left` where it goes on."""
+
+    job: str
+    kind: str
+    model: str
+    result: str
+    seconds: float
+    error: str
+
+    @property
+    def status(self) -> Exit:
+        """The exit status."""
+        match self.result:
+            case "done":
+                return Exit.DONE
+            case "canceled" | "left":
+                return Exit.INTERRUPTED
+            case _:
+                return Exit.FAILED
+
+    def __str__(self) -> str:
+        match self.result:
+            case "done":
+                return f"{self.model}: {self.kind} done in {self.seconds:.2f} s"
+            case "left":
+                number = self.job.rpartition("/")[2]
+                return f"{self.model}: job {number} goes on; 'llmuxctl cancel {number}' ends it"
+            case _:
+                text = f"{self.model}: {self.kind} {self.result} after {self.seconds:.2f} s"
+                return f"{text}: {self.error}" if self.error else text
+
+
+async def run(arguments: argparse.Namespace) -> int:
+    """One job for each model; one that is interrupted is the last."""
+    outcomes: list[Outcome] = []
+    async with Daemon(arguments.host) as daemon:
+        await daemon.listen()
+        for model in await _models(daemon, arguments.model):
+            outcomes.append(await _follow(daemon, arguments.command, model))
+            if not arguments.json:
+                _tell(outcomes[-1])
+            if outcomes[-1].status is Exit.INTERRUPTED:
+                break
+    if arguments.json:
+        found = [asdict(outcome) for outcome in outcomes]
+        print_json(found if isinstance(arguments.model, list) else found[0])
+    return max((outcome.status for outcome in outcomes), default=Exit.DONE)
+
+
+async def _models(daemon: Daemon, wanted: str | list[str]) -> list[str]:
+    """warmup takes several, and means all of them where none is named."""
+    if isinstance(wanted, str):
+        return [wanted]
+    return wanted or [str(row[0]) for row in await daemon.manager("ListModels")]
+
+
+def _tell(outcome: Outcome) -> None:
+    if outcome.status is Exit.DONE:
+        print(outcome, flush=True)
+    else:
+        print(f"llmuxctl: {outcome}", file=sys.stderr)
+
+
+async def _follow(daemon: Daemon, kind: str, model: str) -> Outcome:
+    """Begin a job, show what it does, end with its result. Ctrl-C asks what is to become of it."""
+    begin = time.monotonic()
+    with interrupt.caught() as pressed, Progress(model) as progress:
+        job = await daemon.manager(METHODS[kind], model)
+        waiting = asyncio.create_task(_wait(daemon, job, progress))
+        try:
+            while not await interrupt.first(waiting, pressed):
+                with progress.aside():
+                    choice = await interrupt.ask("Cancel this job? [y/N] ", waiting, pressed)
+                if choice is Choice.LEAVE:
+                    return Outcome(job, kind, model, "left", time.monotonic() - begin, "")
+                if choice is Choice.CANCEL:
+                    await _cancel(daemon, job)
+            result, phase = await waiting
+        finally:
+            waiting.cancel()
+    _, failed, why = phase.partition("failed: ")
+    return Outcome(job, kind, model, result, time.monotonic() - begin, why if failed else "")
+
+
+async def _wait(daemon: Daemon, job: str, progress: Progress) -> tuple[str, str]:
+    """The job's result and its last phase."""
+    while (ended := daemon.ended(job)) is None:
+        progress.show(daemon.job(job))
+        try:
+            async with asyncio.timeout(progress.tick):
+                await daemon.news()
+        except TimeoutError:
+            continue
+    return ended
+
+
+async def _cancel(daemon: Daemon, job: str) -> None:
+    try:
+        await daemon.cancel(job)
+    except LlmuxError as error:
+        # It may have ended in this very moment.
+        if daemon.ended(job) is None:
+            print(f"llmuxctl: {error}", file=sys.stderr)
