@@ -41,6 +41,11 @@ class Backend:
             )
         return self._session
 
+    @property
+    def closed(self) -> bool:
+        """Whether nothing can be sent or heard any more."""
+        return self._closed
+
     async def __aenter__(self) -> "Backend":
         self._users += 1
         return self

@@ -11,8 +11,9 @@ from statistics import median
 class Cost(StrEnum):
     """What is measured, in seconds. COLD, RESTORE and RESUME are the ways in.
 
-    DRAIN is for each request in flight: until the last ended, divided by their number. OUT is
-    from then to the free GPU. GAP is from the end of its requests to the next one.
+    DRAIN is for each request in flight: until the last ended, divided by their number. From then
+    to the free GPU it is PARK where the model waits in memory, else OUT. GAP is from the end of
+    its requests to the next one.
     """
 
     COLD = "cold"
@@ -20,6 +21,7 @@ class Cost(StrEnum):
     RESUME = "resume"
     DRAIN = "drain"
     OUT = "out"
+    PARK = "park"
     GAP = "gap"
 
 
@@ -62,6 +64,10 @@ class Costs:
         """
         samples = sorted(self._samples.get(model, {}).get(cost, ()))
         return samples[-2] if len(samples) > 1 else sum(samples)
+
+    def reckon(self, model: str, cost: Cost) -> float:
+        """`at_worst`, or what it takes with other models as long as it was not measured here."""
+        return self.at_worst(model, cost) or self.expect(model, cost)
 
     def forget(self, model: str) -> None:
         """The model is gone, or became another."""

@@ -22,6 +22,7 @@ class Kind(StrEnum):
     """What a job does."""
 
     SWITCH = "switch"
+    PRELOAD = "preload"
     CHECKPOINT = "checkpoint"
     PARK = "park"
     WARMUP = "warmup"

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The HTTP endpoint: reads which model a request names, has it serve, passes bytes through."""
 
+import asyncio
 import errno
 import io
 import json
@@ -14,7 +15,7 @@ from aiohttp import web
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from .backend import Backend, BackendGone
-from .errors import BackendLost, BadRequest, BodyTooLarge, Internal, LlmuxError
+from .errors import BackendLost, BadRequest, BodyTooLarge, Internal, LlmuxError, TimedOut
 from .state import State
 from .switcher import Switcher
 
@@ -90,20 +91,23 @@ class Proxy:
         if asked != name:
             # The engine knows itself by its full name only.
             body = json.dumps(payload | {"model": name}).encode()
+        deadline = self._switcher.deadline(name)
         try:
-            return await self._serve(request, name, body)
+            return await self._serve(request, name, body, deadline)
         except (aiohttp.ClientConnectorError, BackendGone):
             # It never had the request: its server died, and systemd has not told yet.
             pass
         try:
-            return await self._serve(request, name, body)
+            return await self._serve(request, name, body, deadline)
         except (aiohttp.ClientConnectorError, BackendGone) as error:
             raise _lost(error) from None
 
-    async def _serve(self, request: web.Request, name: str, body: bytes) -> web.StreamResponse:
-        async with self._switcher.request(name) as backend:
+    async def _serve(
+        self, request: web.Request, name: str, body: bytes, deadline: float
+    ) -> web.StreamResponse:
+        async with self._switcher.request(name, deadline) as backend:
             try:
-                upstream = await self._send(request, backend, body)
+                upstream = await self._begin(request, backend, body, deadline)
             except aiohttp.ClientConnectorError as error:
                 # Any other error is ours, such as too many open files: the server is well.
                 if error.os_error.errno == errno.ECONNREFUSED:
@@ -136,6 +140,19 @@ class Proxy:
                 return response
             await response.write_eof()
             return response
+
+    async def _begin(
+        self, request: web.Request, backend: Backend, body: bytes, deadline: float
+    ) -> aiohttp.ClientResponse:
+        """The answer's head, in time: a server may accept a request and never answer it."""
+        limit = asyncio.timeout_at(deadline)
+        try:
+            async with limit:
+                return await self._send(request, backend, body)
+        except TimeoutError:
+            if limit.expired():
+                raise TimedOut("the model's server did not begin to answer in time") from None
+            raise
 
     async def _send(
         self, request: web.Request, backend: Backend, body: bytes

@@ -70,6 +70,14 @@ class Board:
         plan.close()
         return plan.decision(tuple(self._refused.values()))
 
+    def has_room(self, name: str) -> bool:
+        """Whether the model fits beside those that are there, or come, or leave."""
+        room = Room(self._gpus)
+        for holder in self._holders.values():
+            if holder.name != name:
+                room.add(holder)
+        return room.fits(self._views[name])
+
     def _weigh(self) -> bool:
         """Tell what the models hold that are in from what is foreign; whether verdicts change."""
         before, self._gpus = self._gpus, seen(self._measured, self._holders.values())

@@ -3,57 +3,61 @@
 
 import asyncio
 import time
+from math import inf
 
 from ..backend import Backend
-from ..errors import LlmuxError, ModelFailed, Stopping
+from ..costs import Cost
+from ..errors import LlmuxError, ModelFailed, QueueFull, Stopping, TimedOut
 from ..policy import Stage
+from .costbook import CostBook
 from .fleet import Fleet
-from .models import Model, Waiter, now
+from .models import Model, Waiter, Wish, now
 
 
 class Admission:
-    """The queues. `stopping`: nobody is let in any more."""
+    """The queues. `stopping`: nobody is let in any more; `length`: requests that wait."""
 
-    def __init__(self, fleet: Fleet):
+    def __init__(self, fleet: Fleet, book: CostBook):
         self.stopping = False
+        self.length = 0
         self._fleet = fleet
+        self._book = book
 
-    def length(self) -> int:
-        """Requests that wait for a model."""
-        models = self._fleet.models.values()
-        return sum(1 for model in models for waiter in model.waiters if waiter.request)
+    async def enter(self, model: Model, wish: Wish, deadline: float = inf) -> Backend:
+        """Wait until the model serves; a request is in flight from then on, until it leaves.
 
-    async def enter(self, model: Model, *, request: bool) -> Backend:
-        """Wait until the model serves; a request is in flight from then on, until it leaves."""
+        At `deadline` the wait is given up.
+        """
         if self.stopping:
             raise Stopping("llmuxd is stopping")
+        if wish is Wish.REQUEST:
+            self._learn_gap(model)
         if self._fleet.stage(model) is Stage.IN and model.backend is not None:
-            if request:
+            if wish is Wish.REQUEST:
                 self._join(model)
             return model.backend
         _refuse_if_failing(model)
-        future: asyncio.Future[Backend] = asyncio.get_running_loop().create_future()
-        waiter = Waiter(now(), request, future)
-        model.waiters.append(waiter)
-        self._fleet.changed(model)
+        if wish is Wish.REQUEST:
+            self._refuse_if_full(model)
+        waiter = self._line_up(model, wish)
         try:
-            return await future
-        except asyncio.CancelledError:
-            if waiter in model.waiters:
-                model.waiters.remove(waiter)
-            elif request and future.done() and not future.cancelled() and not future.exception():
-                # It was let in in the very moment in which its client left.
-                self.leave(model)
-            self._fleet.changed(model)
-            raise
+            async with asyncio.timeout_at(None if deadline == inf else deadline):
+                return await self._wait(model, waiter)
+        except TimeoutError:
+            waited = now() - waiter.arrived
+            raise TimedOut(f"{model.name!r} did not serve within {waited:.0f} s") from None
 
     def leave(self, model: Model) -> None:
         """A request that was let in has ended."""
         model.in_flight -= 1
         model.last_used = time.time()
-        if model.in_flight == 0:
-            model.idle.set()
-        self._fleet.tell(model.name)
+        if model.in_flight:
+            self._fleet.tell(model.name)
+            return
+        model.idle_since = now()
+        model.idle.set()
+        # Another one may have waited for this.
+        self._fleet.changed(model)
 
     def let_in(self, model: Model) -> None:
         """Serve all who wait, where the model serves."""
@@ -61,9 +65,10 @@ class Admission:
             return
         while model.waiters:
             waiter = model.waiters.popleft()
+            self._count(waiter, -1)
             if waiter.admitted.done():
                 continue
-            if waiter.request:
+            if waiter.wish is Wish.REQUEST:
                 self._join(model)
             waiter.admitted.set_result(model.backend)
 
@@ -71,14 +76,62 @@ class Admission:
         """Answer all who wait with `error`."""
         while model.waiters:
             waiter = model.waiters.popleft()
+            self._count(waiter, -1)
             if not waiter.admitted.done():
                 waiter.admitted.set_exception(error)
+        self._fleet.changed(model)
+
+    def _line_up(self, model: Model, wish: Wish) -> Waiter:
+        future: asyncio.Future[Backend] = asyncio.get_running_loop().create_future()
+        waiter = Waiter(now(), wish, future)
+        model.waiters.append(waiter)
+        self._count(waiter, 1)
+        self._fleet.changed(model)
+        return waiter
+
+    async def _wait(self, model: Model, waiter: Waiter) -> Backend:
+        future = waiter.admitted
+        try:
+            return await future
+        except asyncio.CancelledError:
+            if waiter in model.waiters:
+                model.waiters.remove(waiter)
+                self._count(waiter, -1)
+            elif waiter.wish is Wish.REQUEST and future.done() and _was_let_in(future):
+                # It was let in in the very moment in which its client left.
+                self.leave(model)
+            self._fleet.changed(model)
+            raise
 
     def _join(self, model: Model) -> None:
         model.in_flight += 1
         model.idle.clear()
         model.last_used = time.time()
         self._fleet.tell(model.name)
+
+    def _count(self, waiter: Waiter, change: int) -> None:
+        if waiter.wish is Wish.REQUEST:
+            self.length += change
+
+    def _learn_gap(self, model: Model) -> None:
+        """The first request after the model fell idle tells how long that lasts."""
+        if model.idle_since and not model.in_flight and not model.waiters:
+            self._book.learn(model.name, Cost.GAP, now() - model.idle_since)
+
+    def _refuse_if_full(self, model: Model) -> None:
+        limit = self._fleet.config.queue_limit
+        if self.length >= limit:
+            what = f"{limit} requests wait for models already"
+        elif len(model.waiters) >= model.config.queue_limit:
+            what = f"{model.config.queue_limit} requests wait for {model.name!r} already"
+        else:
+            return
+        # By then a switch has made the queue shorter.
+        raise QueueFull(what, retry_after=self._book.costs.expect(model.name, Cost.RESTORE, 1.0))
+
+
+def _was_let_in(future: asyncio.Future[Backend]) -> bool:
+    return not future.cancelled() and future.exception() is None
 
 
 def _refuse_if_failing(model: Model) -> None:

@@ -4,10 +4,12 @@
 import asyncio
 import logging
 
+from ..costs import Cost
 from ..errors import Internal, LlmuxError, ModelFailed, UnitRefused
 from ..model.activation import Leave, off_gpu, order_leave
 from . import pauses
 from .admission import Admission
+from .costbook import CostBook
 from .fleet import Fleet
 from .models import Model, now
 
@@ -17,17 +19,20 @@ log = logging.getLogger(__name__)
 class Coming:
     """The ways in; each is the work of a transition."""
 
-    def __init__(self, fleet: Fleet, admission: Admission):
+    def __init__(self, fleet: Fleet, admission: Admission, book: CostBook):
         self._fleet = fleet
         self._units = fleet.units
         self._admission = admission
+        self._book = book
 
     async def activate(self, model: Model) -> None:
         """Bring it in from where it waits."""
+        begin = now()
         status = self._units.status(model.name)
+        resumed = status.up and status.frozen
         model.held_gpus = model.config.gpus
         try:
-            if status.up and status.frozen:
+            if resumed:
                 await self._units.thaw(model.name)
                 await self._wake_up(model)
             else:
@@ -43,6 +48,10 @@ class Coming:
             self._failed(model, Internal("internal error"))
             raise
         model.failures, model.may_start_at, model.last_error = 0, 0.0, ""
+        if resumed:
+            self._book.learn(model.name, Cost.RESUME, now() - begin)
+        elif model.activation is not None:
+            self._book.learn(model.name, Cost(model.activation.way), now() - begin)
 
     async def connect(self, model: Model) -> None:
         """A unit that came up without us: by hand, or before llmuxd was started."""

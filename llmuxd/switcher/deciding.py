@@ -2,23 +2,28 @@
 """What policy is told of the models, and what is made of its answer."""
 
 import logging
+from collections.abc import Mapping
+from math import inf
 
-from .. import memory, policy
+from .. import memory
+from ..errors import NoRoom
 from ..model.activation import Leave
-from ..policy import Stage
+from ..policy import Board, Decision, Gpu, Stage
 from ..state import State
 from .admission import Admission
 from .coming import Coming
+from .costbook import CostBook
 from .fleet import Fleet
 from .leaving import Leaving
-from .models import Model, now
+from .models import Model, Wish, now
 from .transitions import Transitions
+from .views import view
 
 log = logging.getLogger(__name__)
 
 
 class Decider:
-    """Takes one step whenever something changed."""
+    """Takes a step whenever something changed; what it costs grows with what did."""
 
     def __init__(
         self,
@@ -27,22 +32,51 @@ class Decider:
         transitions: Transitions,
         coming: Coming,
         leaving: Leaving,
+        book: CostBook,
     ):
         self._fleet = fleet
         self._admission = admission
         self._transitions = transitions
         self._coming = coming
         self._leaving = leaving
+        self._book = book
+        self._board = Board()
+        self._known: set[str] = set()
+        self._parked: set[str] = set()
+        self._connect_at: dict[str, float] = {}
+
+    def measure(self, gpus: Mapping[int, Gpu]) -> None:
+        """The GPUs' memory is this now."""
+        self._board.measure(gpus)
+        self._fleet.woken.set()
+
+    def has_room(self, model: Model) -> bool:
+        """Whether the model could come in now, and nobody had to leave."""
+        self._look_again()
+        return self._board.has_room(model.name)
 
     def step(self) -> float | None:
         """Decide and begin what is to be done; the seconds until the next step is due anyhow."""
-        models = self._fleet.models
-        for model in models.values():
-            self._admission.let_in(model)
-            if self._needs_backend(model):
-                self._transitions.begin(model, Stage.COMING, self._coming.connect(model))
         time = now()
-        decision = policy.decide([self._view(model) for model in models.values()], time)
+        for name in [name for name, when in self._connect_at.items() if when <= time]:
+            del self._connect_at[name]
+            self._fleet.dirty.add(name)
+        self._look_again()
+        decision = self._board.decide(time)
+        self._obey(decision)
+        self._spill()
+        due = min(
+            self._cut_forced(time),
+            min(self._connect_at.values(), default=inf),
+            inf if decision.again_at is None else decision.again_at,
+        )
+        return None if due == inf else max(due - time, 0.0)
+
+    def _obey(self, decision: Decision) -> None:
+        models = self._fleet.models
+        for verdict in decision.refuse:
+            log.info("%s", verdict.reason)
+            self._admission.refuse_all(models[verdict.model], NoRoom(verdict.reason))
         for name in decision.call_back:
             self._transitions.call_back(models[name])
         for name in decision.drain:
@@ -51,48 +85,88 @@ class Decider:
         for name in decision.activate:
             model = models[name]
             self._transitions.begin(model, Stage.COMING, self._coming.activate(model))
-        self._spill()
-        due = [model.connect_at for model in models.values() if model.connect_at > time]
-        if decision.again_at is not None:
-            due.append(decision.again_at)
-        return max(min(due) - time, 0.0) if due else None
 
-    def _view(self, model: Model) -> policy.ModelView:
-        stage = self._fleet.stage(model)
-        return policy.ModelView(
-            name=model.name,
-            # What it holds was decided when it came up; a reload changes the next time only.
-            gpus=frozenset(model.config.gpus if stage is Stage.OUT else model.held),
-            stage=stage,
-            waiting_since=model.waiters[0].arrived if model.waiters else None,
-            may_start_at=model.may_start_at,
-            may_leave_at=model.may_leave_at,
-        )
+    def _look_again(self) -> None:
+        """Serve who can be served, and show policy what is not as it was."""
+        dirty = self._fleet.dirty
+        looked: set[str] = set()
+        while dirty:
+            name = dirty.pop()
+            looked.add(name)
+            model = self._fleet.models.get(name)
+            if model is not None:
+                self._admission.let_in(model)
+                self._connect(model)
+            dirty -= looked
+        for name in looked:
+            self._show(name)
 
-    def _needs_backend(self, model: Model) -> bool:
+    def _show(self, name: str) -> None:
+        model = self._fleet.models.get(name)
+        if model is not None:
+            self._board.put(view(self._fleet, self._book, model))
+            self._known.add(name)
+        elif name in self._known:
+            self._board.remove(name)
+            self._known.discard(name)
+        if model is not None and self._fleet.state(model) is State.PARKED:
+            self._parked.add(name)
+        else:
+            self._parked.discard(name)
+
+    def _connect(self, model: Model) -> None:
+        """Look for the server of a unit that is up without our doing."""
         unit = self._fleet.units.status(model.name)
-        return (
-            unit.up
-            and not unit.frozen
-            and model.backend is None
-            and model.transition is None
-            and now() >= model.connect_at
-        )
+        if not unit.up or unit.frozen or model.backend or model.transition:
+            return
+        if model.connect_at > now():
+            self._connect_at[model.name] = model.connect_at
+        else:
+            self._transitions.begin(model, Stage.COMING, self._coming.connect(model))
 
     def _spill(self) -> None:
         """Where memory is short, the parked model that was used least lately goes to disk."""
-        models = self._fleet.models.values()
+        models = self._fleet.models
         parked = [
-            model
-            for model in models
-            if self._fleet.state(model) is State.PARKED
-            and model.transition is None
-            and model.may_leave_at <= now()
+            models[name]
+            for name in self._parked
+            if models[name].transition is None and models[name].may_leave_at <= now()
         ]
         # One at a time: what the one before gave back is not known until it is gone.
-        leaving = any(model.moving is Stage.LEAVING for model in models)
+        leaving = any(model.moving is Stage.LEAVING for model in models.values())
         if parked and not leaving and memory.short():
-            model = min(parked, key=lambda model: model.last_used)
+            model = min(parked, key=lambda model: model.idle_since)
             log.info("%s: memory is short, from parked to disk", model.name)
             work = self._leaving.end(model, Leave.CHECKPOINT)
             self._transitions.begin(model, Stage.LEAVING, work)
+
+    def _cut_forced(self, time: float) -> float:
+        """Cut what keeps an operator waiting for too long; when there is more of it to do."""
+        due = inf
+        draining = [m for m in self._fleet.models.values() if m.moving is Stage.DRAINING]
+        for model in draining:
+            limit = model.config.drain_timeout
+            if limit is None or not model.in_flight or not self._is_forced(model):
+                continue
+            when = model.draining_since + limit
+            if when > time:
+                due = min(due, when)
+            elif model.backend is not None:
+                log.warning(
+                    "%s: cutting %d requests after %g s, an operator wants it to leave",
+                    model.name, model.in_flight, limit,
+                )  # fmt: skip
+                self._leaving.cut(model)
+        return due
+
+    def _is_forced(self, model: Model) -> bool:
+        """Whether an operator said so, or wants another model to serve in its place."""
+        if model.commanded:
+            return True
+        held = set(model.held)
+        return any(
+            waiter.wish is Wish.OPERATOR
+            for other in self._fleet.models.values()
+            if other.waiters and held & set(other.config.gpus)
+            for waiter in other.waiters
+        )

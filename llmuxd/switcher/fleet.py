@@ -12,14 +12,15 @@ from ..model.checkpoint import Checkpoint
 from ..policy import Stage
 from ..state import State, UnitStatus, derive
 from ..units import Units
-from .models import Model
+from .models import Model, now
 from .tasks import Tasks
 
 
 class Fleet:
     """The models by name. Whoever changes one says so by `changed`.
 
-    Each of `listeners` is told its name; `woken` is set for whoever decides.
+    Each of `listeners` is told its name; `dirty` collects the names for whoever decides, who is
+    woken by `woken`.
     """
 
     def __init__(self, config: Config, units: Units, tasks: Tasks):
@@ -28,6 +29,7 @@ class Fleet:
         self.models = {name: Model(model) for name, model in config.models.items()}
         self.listeners: list[Callable[[str], None]] = []
         self.woken = asyncio.Event()
+        self.dirty = set(self.models)
         self._tasks = tasks
         units.changed = self._unit_changed
 
@@ -84,6 +86,7 @@ class Fleet:
             if model.activation != activation or model.backend is None:
                 await self.close_backend(model)
                 model.backend = Backend(activation.port)
+                model.in_since = model.idle_since = now()
             model.activation = activation
             model.held_gpus = activation.gpus
         elif unit.down:
@@ -109,7 +112,8 @@ class Fleet:
         self.woken.set()
 
     def tell(self, name: str) -> None:
-        """Something of it is not what it was that decides nothing."""
+        """Something of it is not what it was, and it can wait until something else happens."""
+        self.dirty.add(name)
         for listener in self.listeners:
             listener(name)
 

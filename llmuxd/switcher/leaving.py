@@ -6,6 +6,7 @@ import logging
 
 from .. import memory
 from ..config import Tier
+from ..costs import Cost
 from ..errors import LlmuxError, UnitRefused
 from ..model.activation import (
     Leave,
@@ -17,8 +18,10 @@ from ..model.activation import (
 )
 from ..policy import Stage
 from . import pauses
+from .costbook import CostBook
 from .fleet import Fleet
 from .models import Model, now
+from .tasks import Tasks
 
 log = logging.getLogger(__name__)
 
@@ -29,9 +32,17 @@ class Leaving:
     Cancelled while it drains, nothing has happened.
     """
 
-    def __init__(self, fleet: Fleet):
+    def __init__(self, fleet: Fleet, tasks: Tasks, book: CostBook):
         self._fleet = fleet
+        self._tasks = tasks
         self._units = fleet.units
+        self._book = book
+
+    def cut(self, model: Model) -> None:
+        """End what it serves; it drains, and is wanted away more than they are wanted."""
+        backend, model.backend = model.backend, None
+        if backend is not None:
+            self._tasks.spawn(backend.close())
 
     async def make_room(self, model: Model) -> None:
         """Leave the GPU for another model, by the tier that was configured if it can be."""
@@ -46,6 +57,7 @@ class Leaving:
     async def end(self, model: Model, leave: Leave) -> None:
         """Stop the unit."""
         await self._drain(model)
+        begin = now()
         model.moving = Stage.LEAVING
         self._fleet.changed(model)
         await self._fleet.close_backend(model)
@@ -62,15 +74,19 @@ class Leaving:
         if not self._units.status(model.name).down:
             model.may_leave_at = now() + pauses.LEAVE_AGAIN
             raise UnitRefused(f"{model.name!r} would not stop", "see 'systemctl status'")
+        self._book.learn(model.name, Cost.OUT, now() - begin)
 
     async def park(self, model: Model) -> None:
         """Freeze the unit."""
         await self._drain(model)
+        begin = now()
         model.moving = Stage.LEAVING
+        self._fleet.changed(model)
         await self._fleet.close_backend(model)
         if model.activation is not None and model.activation.devices:
             await self._off_gpu(model)
         await self._units.freeze(model.name)
+        self._book.learn(model.name, Cost.PARK, now() - begin)
 
     async def _off_gpu(self, model: Model) -> None:
         """A frozen unit keeps its GPU memory: the unit's own helper moves that out first."""
@@ -87,7 +103,10 @@ class Leaving:
             )
 
     async def _drain(self, model: Model) -> None:
-        if model.in_flight:
-            log.info("%s: draining %d requests", model.name, model.in_flight)
+        requests = model.in_flight
+        if requests:
+            log.info("%s: draining %d requests", model.name, requests)
+            begin = now()
             model.idle.clear()
             await model.idle.wait()
+            self._book.learn(model.name, Cost.DRAIN, (now() - begin) / requests)

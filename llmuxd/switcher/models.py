@@ -4,6 +4,7 @@
 import asyncio
 from collections import deque
 from dataclasses import dataclass, field
+from enum import Enum, auto
 
 from ..backend import Backend
 from ..config import ModelConfig
@@ -18,18 +19,29 @@ def now() -> float:
     return asyncio.get_running_loop().time()
 
 
+class Wish(Enum):
+    """Who wants a model to serve."""
+
+    REQUEST = auto()
+    OPERATOR = auto()  # no request follows, but somebody waits for it
+    PRELOAD = auto()  # once nobody else wants the place
+
+
 @dataclass(eq=False)
 class Waiter:
-    """Who waits for a model: a request, or an operator's job. `arrived` is by `now`."""
+    """One that waits for a model. `arrived` is by `now`."""
 
     arrived: float
-    request: bool
+    wish: Wish
     admitted: asyncio.Future[Backend]
 
 
 @dataclass(eq=False)
 class Model:
-    """What the switcher knows of a model beside its unit."""
+    """What the switcher knows of a model beside its unit. Times are by `now`.
+
+    `last_used` alone is Unix time, for people: the clock may be set.
+    """
 
     config: ModelConfig
     waiters: deque[Waiter] = field(default_factory=deque)
@@ -42,18 +54,27 @@ class Model:
     checkpoint: Checkpoint | None = None
     activation: Activation | None = None
     failures: int = 0
+    in_since: float = 0.0
+    idle_since: float = 0.0
+    draining_since: float = 0.0
     may_start_at: float = 0.0
     may_leave_at: float = 0.0
     connect_at: float = 0.0
     held_gpus: tuple[int, ...] | None = None
     last_error: str = ""
     last_used: float = 0.0
+    pinned: bool | None = None  # an operator's word, before the configuration's
     removed: bool = False
 
     @property
     def name(self) -> str:
         """The model's name."""
         return self.config.name
+
+    @property
+    def pin(self) -> bool:
+        """Whether it never leaves for another model."""
+        return self.config.pin if self.pinned is None else self.pinned
 
     @property
     def held(self) -> tuple[int, ...]:

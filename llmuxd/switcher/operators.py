@@ -8,7 +8,7 @@ from ..state import State
 from .admission import Admission
 from .fleet import Fleet
 from .leaving import Leaving
-from .models import Model
+from .models import Model, Wish
 from .transitions import Transitions
 
 
@@ -31,9 +31,18 @@ class Operators:
         model.may_start_at, model.failures = 0.0, 0
 
         async def work(job: Job) -> None:
-            await self._admission.enter(model, request=False)
+            await self._admission.enter(model, Wish.OPERATOR)
 
         return self.jobs.add(Kind.SWITCH, model.name, work)
+
+    def preload(self, name: str) -> Job:
+        """Make the model serve once nobody else wants its place; idle ones leave for it."""
+        model = self._fleet.resolve(name)
+
+        async def work(job: Job) -> None:
+            await self._admission.enter(model, Wish.PRELOAD)
+
+        return self.jobs.add(Kind.PRELOAD, model.name, work)
 
     def checkpoint(self, name: str) -> Job:
         """Drain the model and write it to disk."""
@@ -81,7 +90,7 @@ class Operators:
         async def work(job: Job) -> None:
             if self._fleet.state(model) is State.CHECKPOINTED:
                 return
-            await self._admission.enter(model, request=False)
+            await self._admission.enter(model, Wish.OPERATOR)
             if model.config.checkpoint:
                 await self._end(model, Leave.CHECKPOINT)
                 _require_checkpoint(model)

@@ -4,23 +4,26 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 
 from ..backend import Backend
 from ..config import Config, ModelConfig
 from ..errors import LlmuxError, NoSuchModel, Stopping
 from ..jobs import Job, Jobs
 from ..model.activation import Leave
+from ..policy import Gpu
 from ..state import State
 from ..units import Units
 from . import pauses
 from .admission import Admission
 from .coming import Coming
+from .costbook import CostBook
 from .deciding import Decider
 from .fleet import Fleet
 from .leaving import Leaving
-from .models import Model, now
+from .models import Model, Wish, now
 from .operators import Operators
+from .preloading import Preloading
 from .tasks import Tasks
 from .transitions import Transitions
 
@@ -33,17 +36,20 @@ class Switcher:
     def __init__(self, config: Config, units: Units):
         self._tasks = Tasks()
         self._fleet = Fleet(config, units, self._tasks)
-        self._admission = Admission(self._fleet)
+        self._book = CostBook()
+        self._admission = Admission(self._fleet, self._book)
         self._transitions = Transitions(self._fleet, self._tasks)
-        self._leaving = Leaving(self._fleet)
+        self._leaving = Leaving(self._fleet, self._tasks, self._book)
         self._operators = Operators(self._fleet, self._admission, self._transitions, self._leaving)
         self._decider = Decider(
             self._fleet,
             self._admission,
             self._transitions,
-            Coming(self._fleet, self._admission),
+            Coming(self._fleet, self._admission, self._book),
             self._leaving,
+            self._book,
         )
+        self._preloading = Preloading(self._fleet, self._operators, self._decider)
 
     # What others read
 
@@ -80,15 +86,24 @@ class Switcher:
 
     def queue_length(self) -> int:
         """Requests that wait for a model."""
-        return self._admission.length()
+        return self._admission.length
 
     # What the proxy does
 
+    def deadline(self, name: str) -> float:
+        """By when the answer to a request that arrives now must begin, on the loop's clock."""
+        return now() + self._fleet.resolve(name).config.request_timeout
+
     @contextlib.asynccontextmanager
-    async def request(self, name: str) -> AsyncIterator[Backend]:
-        """Have the model serve for as long as the context lasts; waits for it if need be."""
+    async def request(self, name: str, deadline: float | None = None) -> AsyncIterator[Backend]:
+        """Have the model serve for as long as the context lasts; waits for it if need be.
+
+        TimedOut at `deadline`, by default the one of `deadline()`.
+        """
         model = self._fleet.resolve(name)
-        backend = await self._admission.enter(model, request=True)
+        if deadline is None:
+            deadline = self.deadline(name)
+        backend = await self._admission.enter(model, Wish.REQUEST, deadline)
         try:
             async with backend:
                 yield backend
@@ -110,6 +125,16 @@ class Switcher:
     def switch(self, name: str) -> Job:
         """Make the model serve."""
         return self._operators.switch(name)
+
+    def preload(self, name: str) -> Job:
+        """Make the model serve once nobody else wants its place."""
+        return self._operators.preload(name)
+
+    def pin(self, name: str, pinned: bool) -> None:
+        """Keep the model from leaving for another one, or let it; until llmuxd is restarted."""
+        model = self._fleet.resolve(name)
+        model.pinned = pinned
+        self._fleet.changed(model)
 
     def checkpoint(self, name: str) -> Job:
         """Drain the model and write it to disk."""
@@ -133,8 +158,7 @@ class Switcher:
         fleet.config = config
         for name, model_config in config.models.items():
             if name in fleet.models:
-                fleet.models[name].config = model_config
-                fleet.models[name].removed = False
+                self._reconfigure(fleet.models[name], model_config)
             else:
                 fleet.models[name] = Model(model_config)
                 fleet.tell(name)
@@ -146,7 +170,18 @@ class Switcher:
             self._tasks.spawn(self._drop(model))
         fleet.woken.set()
 
+    def _reconfigure(self, model: Model, config: ModelConfig) -> None:
+        if config.definition != model.config.definition:
+            self._book.forget(model.name)
+        model.config = config
+        model.removed = False
+        self._fleet.changed(model)
+
     # The daemon's
+
+    def measure(self, gpus: Mapping[int, Gpu]) -> None:
+        """The memory of the GPUs, by number; models that say `vram` are let in by it."""
+        self._decider.measure(gpus)
 
     async def adopt(self) -> None:
         """Take over what runs already. Call once the units are attached."""
@@ -158,10 +193,13 @@ class Switcher:
                 self._tasks.spawn(self._drop(fleet.models[name]))
         await asyncio.gather(*(fleet.look(model) for model in list(fleet.models.values())))
         fleet.woken.set()
+        self._tasks.spawn(self._preloading.run())
 
     async def run(self) -> None:
         """Decide and act whenever something changed, until closed."""
         woken = self._fleet.woken
+        await self._book.load()
+        self._tasks.spawn(self._book.keep())
         while not self._admission.stopping:
             timeout = self._decider.step()
             with contextlib.suppress(TimeoutError):
@@ -176,6 +214,7 @@ class Switcher:
             self._admission.refuse_all(model, Stopping("llmuxd is stopping"))
         await self.jobs.close()
         await self._tasks.close()
+        await self._book.save()
         for model in self._fleet.models.values():
             await self._fleet.close_backend(model)
 
@@ -189,4 +228,5 @@ class Switcher:
                 await asyncio.sleep(pauses.LEAVE_AGAIN)
         if model.removed:
             self._fleet.models.pop(model.name, None)
+            self._book.forget(model.name)
             self._fleet.tell(model.name)

@@ -9,7 +9,7 @@ from typing import Any
 from ..errors import Internal, LlmuxError
 from ..policy import Stage
 from .fleet import Fleet
-from .models import Model
+from .models import Model, now
 from .tasks import Tasks
 
 log = logging.getLogger(__name__)
@@ -26,6 +26,7 @@ class Transitions:
         """Have the model make this move; it must be making none."""
         assert model.transition is None, f"{model.name} has a transition already"
         model.moving = moving
+        model.draining_since = now()
         model.transition = asyncio.create_task(self._run(model, work))
         self._tasks.own(model.transition)
         self._fleet.changed(model)

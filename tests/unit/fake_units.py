@@ -68,6 +68,7 @@ class FakeUnits(Units):
         self.config = config
         self.log: list[str] = []
         self.ports: dict[str, int] = {}
+        self.takes: dict[str, float] = {}  # seconds, of verb and model
         self._gates: dict[str, list[Gate]] = defaultdict(list)
         self._failing: dict[str, int] = defaultdict(int)
         self._runs = 0
@@ -158,7 +159,7 @@ class FakeUnits(Units):
         if self._gates[key]:
             await self._gates[key].pop(0).passed()
         else:
-            await asyncio.sleep(0)
+            await asyncio.sleep(self.takes.get(key, 0.0))
         if self._failing[key]:
             self._failing[key] -= 1
             return False

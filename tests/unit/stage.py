@@ -5,6 +5,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 
+from llmuxd.backend import Backend
 from llmuxd.config import ModelConfig
 from llmuxd.jobs import Job
 from llmuxd.state import State
@@ -21,14 +22,21 @@ class Client:
         self.admitted = asyncio.Event()
         self.end = asyncio.Event()
         self.port = 0
+        self.backend: Backend | None = None
         self.task = asyncio.create_task(self._run(stage), name=f"client of {name}")
 
     async def _run(self, stage: "Stage") -> None:
         async with stage.switcher.request(self.name) as backend:
             self.port = backend.port
+            self.backend = backend
             stage.served.append(self.name)
             self.admitted.set()
             await self.end.wait()
+
+    @property
+    def cut(self) -> bool:
+        """Whether its connection was closed under it."""
+        return self.backend is not None and self.backend.closed
 
     async def finish(self) -> None:
         """The answer is complete."""

@@ -8,13 +8,14 @@ import json
 import socket
 import struct
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import aiohttp
 import pytest
 from aiohttp import web
 
 from llmuxd.backend import Backend
+from llmuxd.policy import Gpu
 from llmuxd.proxy import Proxy
 from llmuxd.state import State
 from llmuxd.switcher import pauses
@@ -623,6 +624,56 @@ async def test_model_that_keeps_failing_is_a_503_with_a_time(house: House) -> No
         assert response.status == 503
         assert 50 <= int(response.headers["Retry-After"]) <= 60
     assert house.stage.units.log == ["start org/a"] * 2
+
+
+async def test_engine_that_never_answers_is_a_504(house: House) -> None:
+    hurried = replace(A, request_timeout=0.3)
+    house.stage.reload(hurried, B)
+
+    async def never(request: web.Request) -> web.StreamResponse:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    house.engine.answer = never
+    status, message, kind, code = told(await house.post())
+    assert (status, kind, code) == (504, "timeout_error", "request_timeout")
+    assert "request_timeout in llmux.yaml" in message
+    await house.engine.gone.wait()
+    await house.idle()
+
+
+async def test_answer_that_began_in_time_is_not_cut(house: House) -> None:
+    house.stage.reload(replace(A, request_timeout=0.3), B)
+
+    async def slow(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await asyncio.sleep(0.5)
+        await response.write(b'{"late": true}')
+        return response
+
+    house.engine.answer = slow
+    assert await house.post() == (200, {"late": True})
+
+
+async def test_full_queue_is_a_429_with_a_time(house: House) -> None:
+    house.stage.reload(replace(A, queue_limit=1), B)
+    gate = house.stage.units.hold("start", "org/a")
+    first = asyncio.create_task(house.post())
+    await gate.reached.wait()
+    async with house.client.post(house.url + CHAT, data=json.dumps(ASK)) as response:
+        assert int(response.headers["Retry-After"]) >= 1
+        answer = told((response.status, await response.json()))
+    assert (answer[0], answer[2], answer[3]) == (429, "rate_limit_error", "queue_full")
+    gate.open()
+    assert (await first)[0] == 200
+
+
+async def test_model_that_never_fits_is_a_507(house: House) -> None:
+    house.stage.reload(replace(A, vram=30 << 30), B)
+    house.stage.switcher.measure({0: Gpu(24 << 30)})
+    status, message, _, code = told(await house.post())
+    assert (status, code) == (507, "no_room") and "6.0 GiB more than it can have" in message
 
 
 async def test_a_bug_tells_the_client_nothing(

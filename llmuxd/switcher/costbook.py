@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: MIT
+"""The learnt costs, kept over restarts."""
+
+import asyncio
+import logging
+
+from .. import files
+from ..costs import Cost, Costs
+
+log = logging.getLogger(__name__)
+
+# Of the file's format; another one is not read, what it said is learnt again.
+VERSION = 1
+# What is learnt within so many seconds is written together.
+DELAY = 5.0
+
+
+class CostBook:
+    """/var/lib/llmux/costs.json; read and written beside the event loop."""
+
+    def __init__(self) -> None:
+        self.costs = Costs()
+        self._path = files.state_root() / "costs.json"
+        self._learnt = asyncio.Event()
+
+    def learn(self, model: str, cost: Cost, seconds: float) -> None:
+        """It took `seconds` this time."""
+        self.costs.learn(model, cost, seconds)
+        self._learnt.set()
+
+    def forget(self, model: str) -> None:
+        """The model is gone, or became another."""
+        self.costs.forget(model)
+        self._learnt.set()
+
+    async def load(self) -> None:
+        """Begin with what is known from earlier."""
+        raw = await asyncio.to_thread(files.read_json, self._path)
+        models = raw.get("models") if raw and raw.get("version") == VERSION else None
+        if isinstance(models, dict):
+            self.costs = Costs.from_json(models)
+
+    async def keep(self) -> None:
+        """Write whenever something was learnt, until cancelled."""
+        while True:
+            await self._learnt.wait()
+            await asyncio.sleep(DELAY)
+            await self.save()
+
+    async def save(self) -> None:
+        """Write what was learnt since the last time."""
+        if not self._learnt.is_set():
+            return
+        self._learnt.clear()
+        value = {"version": VERSION, "models": self.costs.to_json()}
+        try:
+            await asyncio.to_thread(files.write_json, self._path, value)
+        except OSError as error:
+            # They are a help, no more: the next time may find room on the disk.
+            log.warning("learnt costs cannot be written to %s: %s", self._path, error)

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: MIT
+"""A model as policy sees it."""
+
+from math import inf
+
+from ..config import MAX_PRIORITY, Tier
+from ..costs import Cost, Costs
+from ..policy import ModelView, Stage
+from ..state import State
+from .costbook import CostBook
+from .fleet import Fleet
+from .models import Model, Wish
+
+# After everybody else, and never instead of one that is at work.
+LAST = -MAX_PRIORITY - 1
+_WAYS = {State.PARKED: Cost.RESUME, State.CHECKPOINTED: Cost.RESTORE}
+
+
+def view(fleet: Fleet, book: CostBook, model: Model) -> ModelView:
+    """What is configured, what is seen, and what moving it takes."""
+    stage = fleet.stage(model)
+    config = model.config
+    first = next((waiter for waiter in model.waiters if waiter.wish is not Wish.PRELOAD), None)
+    preload = first is None and bool(model.waiters)
+    since = first.arrived if first else model.waiters[0].arrived if model.waiters else None
+    parks = config.tier is Tier.PARK
+    requests = model.in_flight + len(model.waiters)
+    costs = book.costs
+    return ModelView(
+        name=model.name,
+        # What it holds was decided when it came up; a reload changes the next time only.
+        gpus=frozenset(config.gpus if stage is Stage.OUT else model.held),
+        stage=stage,
+        waiting_since=since,
+        may_start_at=model.may_start_at,
+        may_leave_at=model.may_leave_at,
+        vram=config.vram,
+        pin=model.pin,
+        priority=LAST if preload else config.priority,
+        busy=model.in_flight > 0,
+        in_since=model.in_since,
+        idle_since=model.idle_since,
+        come_cost=_come_cost(costs, model.name, _way_in(fleet, model, stage)),
+        leave_cost=costs.reckon(model.name, Cost.PARK if parks else Cost.OUT),
+        drain_cost=requests * costs.reckon(model.name, Cost.DRAIN),
+        gap=costs.known(model.name, Cost.GAP),
+        max_wait=inf if preload else config.max_wait,
+        min_active=config.min_active,
+        ttl=config.ttl,
+    )
+
+
+def _come_cost(costs: Costs, name: str, way: Cost) -> float:
+    """As long as nobody came back that way, it is reckoned no cheaper than a cold start."""
+    return costs.reckon(name, way) or costs.reckon(name, Cost.COLD)
+
+
+def _way_in(fleet: Fleet, model: Model, stage: Stage) -> Cost:
+    """How it comes in the next time: from where it is, or from where it would go."""
+    if stage is Stage.OUT:
+        return _WAYS.get(fleet.state(model), Cost.COLD)
+    if model.config.tier is Tier.PARK:
+        return Cost.RESUME
+    return Cost.RESTORE if model.config.checkpoint else Cost.COLD

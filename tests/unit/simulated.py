@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: MIT
+"""An event loop on a simulated clock: whoever sleeps is woken at once, and an hour is nothing."""
+
+import asyncio
+import functools
+import selectors
+from collections.abc import Callable, Coroutine
+from typing import Any, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Stuck(Exception):
+    """Everybody waits, and nothing will ever happen."""
+
+
+class _Jump(selectors.DefaultSelector):
+    """Where a loop would sleep, its clock moves on instead."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 1000.0
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        ready = super().select(0)
+        if not ready:
+            if timeout is None:
+                raise Stuck("nothing will ever happen")
+            self.now += max(timeout, 0.0)
+        return ready
+
+
+class SimulatedLoop(asyncio.SelectorEventLoop):
+    """Its threads are none: what is given to one is done on the spot."""
+
+    def __init__(self) -> None:
+        self._jump = _Jump()
+        super().__init__(self._jump)
+
+    def time(self) -> float:
+        return self._jump.now
+
+    def run_in_executor(  # type: ignore[override]
+        self, executor: object, func: Callable[..., R], *args: Any
+    ) -> asyncio.Future[R]:
+        future: asyncio.Future[R] = self.create_future()
+        try:
+            future.set_result(func(*args))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
+def play(work: Coroutine[Any, Any, R]) -> R:
+    """Run `work` in a loop of its own."""
+    with asyncio.Runner(loop_factory=SimulatedLoop) as runner:
+        return runner.run(work)
+
+
+def simulated(test: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, R]:
+    """Have a test run on the simulated clock."""
+
+    @functools.wraps(test)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        return play(test(*args, **kwargs))
+
+    return run
