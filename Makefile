@@ -14,7 +14,7 @@ SYSCONFDIR ?= /etc
 POLICYDIR   = $(if $(filter /usr,$(PREFIX)),$(DATADIR),$(SYSCONFDIR))/dbus-1/system.d
 DOCDIR      = $(DATADIR)/doc/llmuxd
 
-UNITS = llmuxd.service llmuxd.socket llmux-model@.service llmux-thaw.service \
+UNITS = llmuxd.service llmuxd.socket llmux-model@.service \
 	llmux-gpus.service llmux-gpus.socket
 FILL  = sed -e 's|@bindir@|$(BINDIR)|g' -e 's|@libexecdir@|$(LIBEXECDIR)|g' \
 	-e 's|@python@|$(PYTHON)|g' -e 's|@docdir@|$(DOCDIR)|g'

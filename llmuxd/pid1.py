@@ -42,7 +42,7 @@ class Pid1:
         return _text(self._call(method, b"ss", [unit.encode(), b"replace"]))
 
     def act(self, method: str, unit: str) -> None:
-        """FreezeUnit, ThawUnit, ResetFailedUnit: done when it returns."""
+        """ThawUnit: done when it returns."""
         self._call(method, b"s", [unit.encode()])
 
     def list_units(self, pattern: str) -> list[str]:
@@ -79,7 +79,7 @@ def answer(pid1: Pid1, request: dict[str, str]) -> object:
     match method:
         case "StartUnit" | "StopUnit" | "ReloadUnit":
             return pid1.begin(method, request["unit"])
-        case "FreezeUnit" | "ThawUnit" | "ResetFailedUnit":
+        case "ThawUnit":
             pid1.act(method, request["unit"])
             return None
         case "status":

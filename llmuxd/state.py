@@ -43,13 +43,14 @@ class UnitStatus:
         return self.active in ("inactive", "failed")
 
 
-def derive(unit: UnitStatus, *, has_checkpoint: bool, leaving: bool) -> State:
+def derive(unit: UnitStatus, *, has_checkpoint: bool, leaving: bool, parked: bool = False) -> State:
     """The state of a model whose unit is `unit`.
 
-    `leaving`: the switcher drains the model or has asked systemd to end it.
+    `leaving`: the switcher drains the model or has asked systemd to end it. `parked`: its container
+    is frozen, by the record of its unit's helper.
     """
     if unit.up:
-        if unit.frozen:
+        if unit.frozen or parked:
             return State.PARKED
         return State.DRAINING if leaving else State.SERVING
     match unit.active:

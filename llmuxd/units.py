@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The models' units in systemd: start, stop, freeze, thaw, and what they do right now.
+"""The models' units in systemd: start, stop, reload, thaw, and what they do right now.
 
 Calls go through pid1.py, in a process of its own, one at a time. Signals come over llmuxd's own
 bus connection, which never blocks. A job is waited for by its JobRemoved signal, and as a fast
@@ -171,13 +171,8 @@ class Units:
         """Reload the unit and wait for its job; the job's result."""
         return await self._job("ReloadUnit", name)
 
-    async def freeze(self, name: str) -> None:
-        """Freeze all processes of the unit."""
-        await self._caller.call(method="FreezeUnit", unit=names.unit(name))
-        await self.refresh(name)
-
     async def thaw(self, name: str) -> None:
-        """Let the processes of the unit go on."""
+        """Let the processes of a unit go on that an operator froze."""
         await self._caller.call(method="ThawUnit", unit=names.unit(name))
         await self.refresh(name)
 

@@ -31,7 +31,8 @@ class Leave(StrEnum):
 class Activation:
     """One run. `port` is on 127.0.0.1; `seconds` is from ExecStart's begin to health.
 
-    From `definition` to `devices` it is what the configuration said when it was started: the file
+    `payload` is the directory of the container's own cgroup; empty where it has none. From
+    `definition` to `devices` it is what the configuration said when it was started: the file
     may say something else, or be gone, by the time it is stopped.
     """
 
@@ -48,6 +49,7 @@ class Activation:
     devices: tuple[str, ...] = ()
     image_sleep: Sleep = Sleep.OFF
     park_sleep: Sleep = Sleep.OFF
+    payload: str = ""
 
     def save(self) -> None:
         """Publish it for llmuxd."""
@@ -74,6 +76,7 @@ class Activation:
                 devices=files.texts(raw.get("devices")),
                 image_sleep=Sleep(str(raw.get("image_sleep", Sleep.OFF))),
                 park_sleep=Sleep(str(raw.get("park_sleep", Sleep.OFF))),
+                payload=str(raw.get("payload", "")),
             )
         except (KeyError, ValueError):
             return None
@@ -114,7 +117,7 @@ def stopping_mark(model: str) -> Path:
 
 
 def order_park(model: str) -> None:
-    """Say that the next reload of the unit is to take the model off its GPU."""
+    """Say that the next reload of the unit is to park the model."""
     files.write_json(_park_order_path(model), {})
 
 
@@ -125,9 +128,15 @@ def take_park_order(model: str) -> bool:
     return ordered
 
 
-def off_gpu(model: str) -> bool:
-    """Whether the model was taken off its GPU and is not back yet."""
+def has_parked(model: str) -> bool:
+    """Whether the model was parked, or half-way, and is not back yet."""
     return parked_path(model).exists()
+
+
+def is_parked(model: str) -> bool:
+    """Whether the model is parked: its GPU is free and its container frozen."""
+    raw = files.read_json(parked_path(model))
+    return raw is not None and raw.get("whole") is True
 
 
 def parked_path(model: str) -> Path:

@@ -48,6 +48,19 @@ def named(path: str) -> Path:
     return Path(path) if Path(path).is_relative_to(ROOT) else ROOT / path.lstrip("/")
 
 
+def of_process(pid: int) -> Path | None:
+    """The cgroup of a process, in the hierarchy of version 2; None where the process is gone."""
+    try:
+        lines = Path(f"/proc/{pid}/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        hierarchy, _, path = line.split(":", 2)
+        if hierarchy == "0":
+            return ROOT / path.lstrip("/")
+    return None
+
+
 def gather(pid: int) -> None:
     """Bring all processes of the container whose first process is `pid` into its cgroup.
 
@@ -56,7 +69,7 @@ def gather(pid: int) -> None:
     (`Unseizable non-zombie`).
     """
     unit = own_unit()
-    payload = _directory_of(pid)
+    payload = of_process(pid)
     if unit is None or payload is None or payload == unit or unit not in payload.parents:
         return
     namespace = _pid_namespace(pid)
@@ -78,22 +91,9 @@ def _pid_namespace(pid: int) -> str:
 
 def own_unit() -> Path | None:
     """The cgroup of the llmux-model@ unit that this process runs in; None outside of one."""
-    own = _directory_of(os.getpid())
+    own = of_process(os.getpid())
     # podman moves its callers to a subgroup of the unit's.
     for directory in [own, *own.parents] if own is not None else []:
         if directory.name.endswith(".service"):
             return directory
-    return None
-
-
-def _directory_of(pid: int) -> Path | None:
-    """The cgroup of a process, in the hierarchy of version 2; None where the process is gone."""
-    try:
-        lines = Path(f"/proc/{pid}/cgroup").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return None
-    for line in lines:
-        hierarchy, _, path = line.split(":", 2)
-        if hierarchy == "0":
-            return ROOT / path.lstrip("/")
     return None

@@ -61,10 +61,11 @@ class DiedAlone(Exception):
 
 @dataclass(frozen=True)
 class Running:
-    """A healthy server: its port on 127.0.0.1, and the process that watches it."""
+    """A healthy server: its port on 127.0.0.1, the process that watches it, its cgroup."""
 
     port: int
     conmon_pid: int
+    payload: str
 
 
 class Lifecycle:
@@ -103,6 +104,7 @@ class Lifecycle:
         return Activation(
             model=self._model.name,
             port=running.port,
+            payload=running.payload,
             definition=self._model.definition,
             checkpoint=self._model.checkpoint,
             gpus=self._model.gpus,
@@ -136,16 +138,18 @@ class Lifecycle:
                 return
         self.tell("stopping the container")
         self._void_checkpoint("the model was stopped without a checkpoint")
+        if activation is not None:
+            parking.thaw(activation)
         self._container.stop()
 
     def reload(self) -> None:
-        """Take the model off its GPU if that was ordered; else bring it back if it is off."""
+        """Park the model if that was ordered; else bring it back if it is parked."""
         activation = Activation.load(self._model.name)
         if activation is None:
             return
         if take_park_order(self._model.name):
             parking.park(activation)
-            self.tell("off the GPU")
+            self.tell("parked")
         elif parking.wake(activation):
             self.tell("serving (resumed)")
 
@@ -257,10 +261,10 @@ class Lifecycle:
             raise engine.EngineDied("the container ended at once")
         cgroup.gather(facts.pid)
         engine.wait_healthy(self._model, listen, facts.conmon_pid, timeout)
-        return Running(listen, facts.conmon_pid)
+        return Running(listen, facts.conmon_pid, _payload(facts))
 
     def _awake(self, activation: Activation) -> bool:
-        """Have it back on its GPU: the image of one that is off has not been seen to work."""
+        """Have it back from memory: the image of one that is parked has not been seen to work."""
         try:
             parking.wake(activation)
             return True
@@ -320,6 +324,15 @@ class Lifecycle:
             return False
         log.info("checkpoint written in %.2f s, %.1f MB", seconds, size / 1e6)
         return True
+
+
+def _payload(facts: Facts) -> str:
+    """The container's own cgroup; empty where it has none that conmon is not in too."""
+    payload, conmon = cgroup.of_process(facts.pid), cgroup.of_process(facts.conmon_pid)
+    unit = cgroup.own_unit()
+    if unit is None or payload is None or conmon is None or unit not in payload.parents:
+        return ""
+    return "" if payload == conmon or payload in conmon.parents else str(payload)
 
 
 def _let_go(activation: Activation, before: Checkpoint | None) -> tuple[str, ...]:

@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: MIT
-"""Taking a model off its GPU before its unit is frozen, and back once it is thawed.
+"""Parking a model in host memory: off its GPU, its container frozen, its unit active; and back.
 
-It happens in the unit, by its ExecReload: `systemctl reload` of a parked model that was thawed
-wakes it. What has no GPU has nothing to do here and is just frozen.
+It happens in the unit, by its ExecReload: `systemctl reload` of a parked model wakes it. What has
+no GPU is just frozen.
 """
 
 import logging
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 from .. import files
-from . import cgroup, engine, gpu, vllm
+from . import cgroup, engine, freezer, gpu, vllm
 from .activation import Activation, parked_path
 from .server import WrongAnswer
 
@@ -30,18 +31,26 @@ class CannotWake(Exception):
 
 @dataclass(frozen=True)
 class Parked:
-    """What has to be undone: the requests that wake its engine, and its canary before they did."""
+    """What has to be undone: the requests that wake its engine, and its canary before they did.
 
-    back: tuple[str, ...]
-    canary: str
+    `whole`: it got to its end; one that did not may hold its GPU still.
+    """
+
+    back: tuple[str, ...] = ()
+    canary: str = ""
+    whole: bool = False
 
     @classmethod
     def load(cls, model: str) -> "Parked | None":
-        """Of a model that was taken off its GPU; None of any other."""
+        """Of a model that was parked, or half-way; None of any other."""
         raw = files.read_json(parked_path(model))
         if raw is None:
             return None
-        return cls(back=files.texts(raw.get("back")), canary=str(raw.get("canary", "")))
+        return cls(
+            back=files.texts(raw.get("back")),
+            canary=str(raw.get("canary", "")),
+            whole=raw.get("whole") is True,
+        )
 
     def save(self, model: str) -> None:
         """Before the first step: whoever comes after a crash in the middle has to wake it."""
@@ -54,13 +63,46 @@ class Parked:
 
 
 def park(activation: Activation) -> None:
+    """Leave the model nothing but host memory: off its GPUs, then its container frozen."""
+    if not activation.payload:
+        raise CannotPark("its container has no cgroup of its own to be frozen")
+    parked = _leave_gpu(activation) if activation.devices else Parked()
+    parked.save(activation.model)
+    try:
+        freezer.freeze(Path(activation.payload))
+    except freezer.NotFrozen as error:
+        _put_back(activation)
+        raise CannotPark(f"its container cannot be frozen: {error}") from None
+    replace(parked, whole=True).save(activation.model)
+
+
+def wake(activation: Activation) -> bool:
+    """The reverse of `park`, and the proof that it is one; False where it was not parked."""
+    parked = Parked.load(activation.model)
+    if parked is None:
+        return False
+    thaw(activation)
+    if activation.devices:
+        _return_to_gpu(activation, parked)
+    Parked.forget(activation.model)
+    return True
+
+
+def thaw(activation: Activation) -> None:
+    """Let a parked container hear signals, as far as there is one."""
+    if activation.payload and Parked.load(activation.model) is not None:
+        freezer.thaw(Path(activation.payload))
+
+
+def _leave_gpu(activation: Activation) -> Parked:
     """Let the engine let go of what it can, then take every process of this unit off its GPUs."""
     try:
         canary = engine.canary(activation.port) if activation.canary else ""
         nap = vllm.nap(activation.port, activation.park_sleep)
     except WrongAnswer as error:
         raise CannotPark(str(error)) from None
-    Parked(nap.back, canary).save(activation.model)
+    parked = Parked(nap.back, canary)
+    parked.save(activation.model)
     try:
         vllm.let_go(activation.port, nap)
         driver = gpu.Driver()
@@ -70,16 +112,13 @@ def park(activation: Activation) -> None:
         Parked.forget(activation.model)
         raise CannotPark(f"the engine does not let go: {error}") from None
     except (gpu.NoDriver, gpu.NotDone) as error:
-        _put_back(activation, nap)
+        _take_up(activation, nap)
         raise CannotPark(f"CUDA could not be suspended: {error}") from None
     log.info("%d processes are off the GPU%s", len(found), ", the engine sleeps" * bool(nap.out))
+    return parked
 
 
-def wake(activation: Activation) -> bool:
-    """The reverse of `park`, and the proof that it is one; False where it was not off the GPU."""
-    parked = Parked.load(activation.model)
-    if parked is None:
-        return False
+def _return_to_gpu(activation: Activation, parked: Parked) -> None:
     try:
         driver = gpu.Driver()
         gpu.resume(driver, list(gpu.find(driver, _processes())), STEP_LIMIT)
@@ -89,11 +128,16 @@ def wake(activation: Activation) -> bool:
         raise CannotWake(f"it does not come back: {error}") from None
     if answer != parked.canary:
         raise CannotWake(f"its canary says {answer or 'nothing'}, before it was {parked.canary}")
-    Parked.forget(activation.model)
-    return True
 
 
-def _put_back(activation: Activation, nap: vllm.Nap) -> None:
+def _put_back(activation: Activation) -> None:
+    try:
+        wake(activation)
+    except CannotWake as error:
+        log.error("%s", error)
+
+
+def _take_up(activation: Activation, nap: vllm.Nap) -> None:
     """gpu.suspend has put its own part back already."""
     try:
         vllm.take_up(activation.port, nap.back)

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""How a model comes to serve: thawed, restored or started cold by its unit, or adopted."""
+"""How a model comes to serve: woken, restored or started cold by its unit, or adopted."""
 
 import asyncio
 import logging
 
 from ..costs import Cost
 from ..errors import Internal, LlmuxError, ModelFailed, UnitRefused
-from ..model.activation import Leave, off_gpu, order_leave
+from ..model.activation import Leave, has_parked, order_leave
 from . import pauses
 from .admission import Admission
 from .costbook import CostBook
@@ -29,11 +29,12 @@ class Coming:
         """Bring it in from where it waits."""
         begin = now()
         status = self._units.status(model.name)
-        resumed = status.up and status.frozen
+        resumed = status.up
         model.held_gpus = model.config.gpus
         try:
             if resumed:
-                await self._units.thaw(model.name)
+                if status.frozen:
+                    await self._units.thaw(model.name)
                 await self._wake_up(model)
             else:
                 await self._units.start(model.name)
@@ -57,7 +58,7 @@ class Coming:
         """A unit that came up without us: by hand, or before llmuxd was started."""
         if (await self._units.refresh(model.name)).down:
             return
-        # Thawed by hand, or left so by a llmuxd that died in the middle.
+        # Left half parked, perhaps, by who died in the middle.
         await self._wake_up(model)
         await self._fleet.look(model)
         if model.backend is None:
@@ -66,15 +67,15 @@ class Coming:
         log.info("%s: adopted on port %d", model.name, model.backend.port)
 
     async def _wake_up(self, model: Model) -> None:
-        """Bring one back that is off its GPU; what does not come back is ended."""
-        if not await asyncio.to_thread(off_gpu, model.name):
+        """Bring one back that is parked; what does not come back is ended."""
+        if not await asyncio.to_thread(has_parked, model.name):
             return
         await self._units.reload(model.name)
-        if await asyncio.to_thread(off_gpu, model.name):
+        if await asyncio.to_thread(has_parked, model.name):
             await asyncio.to_thread(order_leave, model.name, Leave.STOP)
             await self._units.stop(model.name)
             raise ModelFailed(
-                f"{model.name!r} did not come back to its GPU and was stopped",
+                f"{model.name!r} did not come back from memory and was stopped",
                 f"'llmuxctl logs {model.name}' shows why",
             )
 

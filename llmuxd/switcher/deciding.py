@@ -117,7 +117,9 @@ class Decider:
     def _connect(self, model: Model) -> None:
         """Look for the server of a unit that is up without our doing."""
         unit = self._fleet.units.status(model.name)
-        if not unit.up or unit.frozen or model.backend or model.transition:
+        if not unit.up or unit.frozen or model.parked:
+            return
+        if model.backend or model.transition:
             return
         if model.connect_at > now():
             self._connect_at[model.name] = model.connect_at

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from ..backend import Backend
 from ..config import Config
 from ..errors import NoSuchModel
-from ..model.activation import Activation
+from ..model.activation import Activation, is_parked
 from ..model.checkpoint import Checkpoint
 from ..policy import Stage
 from ..state import State, UnitStatus, derive
@@ -50,6 +50,7 @@ class Fleet:
             self.units.status(model.name),
             has_checkpoint=not self.why_no_checkpoint(model),
             leaving=model.moving in (Stage.DRAINING, Stage.LEAVING),
+            parked=model.parked,
         )
 
     def stage(self, model: Model) -> Stage:
@@ -59,7 +60,7 @@ class Fleet:
                 return Stage.LEAVING
             return model.moving
         unit = self.units.status(model.name)
-        if unit.down or (unit.up and unit.frozen):
+        if unit.down or (unit.up and (unit.frozen or model.parked)):
             return Stage.OUT
         if unit.up:
             return Stage.IN if model.backend is not None else Stage.COMING
@@ -80,10 +81,14 @@ class Fleet:
         """Read what the unit's helper left on disk: where the server is, and the checkpoint."""
         activation = await asyncio.to_thread(Activation.load, model.name)
         checkpoint = await asyncio.to_thread(_load_checkpoint, model.name)
+        parked = await asyncio.to_thread(is_parked, model.name)
         model.checkpoint = checkpoint
         unit = self.units.status(model.name)
+        model.parked = unit.up and parked
         if unit.up and activation is not None:
-            if model.activation != activation or model.backend is None:
+            if model.parked:
+                await self.close_backend(model)
+            elif model.activation != activation or model.backend is None:
                 await self.close_backend(model)
                 model.backend = Backend(activation.port)
                 model.in_since = model.idle_since = now()
@@ -123,6 +128,9 @@ class Fleet:
             return
         if status.down and model.transition is None:
             # Gone without us: by hand, or its server died.
+            self._tasks.spawn(self.look(model))
+        elif status.active == "active" and model.transition is None and model.parked:
+            # `systemctl reload` by hand has brought it back.
             self._tasks.spawn(self.look(model))
         elif not status.up and model.transition is None and model.backend is not None:
             # On its way down, or up again, by hand: the next run listens elsewhere, perhaps.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""How a model gives up its GPU: drained first, then frozen in memory, on disk, or ended."""
+"""How a model gives up its GPU: drained first, then parked in memory, on disk, or ended."""
 
 import asyncio
 import logging
@@ -11,7 +11,6 @@ from ..errors import LlmuxError, UnitRefused
 from ..model.activation import (
     Leave,
     forget_leave,
-    off_gpu,
     order_leave,
     order_park,
     take_park_order,
@@ -77,30 +76,28 @@ class Leaving:
         self._book.learn(model.name, Cost.OUT, now() - begin)
 
     async def park(self, model: Model) -> None:
-        """Freeze the unit."""
+        """Have the unit's own helper take it off its GPU and freeze its container.
+
+        Not systemd's FreezeUnit: a frozen unit whose main process dies (the OOM killer's choice,
+        perhaps) hangs PID 1, which starts ExecStop in the frozen cgroup and waits for it.
+        """
         await self._drain(model)
         begin = now()
         model.moving = Stage.LEAVING
         self._fleet.changed(model)
         await self._fleet.close_backend(model)
-        if model.activation is not None and model.activation.devices:
-            await self._off_gpu(model)
-        await self._units.freeze(model.name)
-        self._book.learn(model.name, Cost.PARK, now() - begin)
-
-    async def _off_gpu(self, model: Model) -> None:
-        """A frozen unit keeps its GPU memory: the unit's own helper moves that out first."""
         await asyncio.to_thread(order_park, model.name)
         try:
             result = await self._units.reload(model.name)
         finally:
             # One that was not carried out must not meet a later reload.
             await asyncio.to_thread(take_park_order, model.name)
-        if result != "done" or not await asyncio.to_thread(off_gpu, model.name):
+        await self._fleet.look(model)
+        if result != "done" or not model.parked:
             raise UnitRefused(
-                f"{model.name!r} could not be taken off its GPU",
-                f"'llmuxctl logs {model.name}' shows why",
+                f"{model.name!r} could not be parked", f"'llmuxctl logs {model.name}' shows why"
             )
+        self._book.learn(model.name, Cost.PARK, now() - begin)
 
     async def _drain(self, model: Model) -> None:
         requests = model.in_flight

@@ -53,6 +53,7 @@ class Model:
     backend: Backend | None = None
     checkpoint: Checkpoint | None = None
     activation: Activation | None = None
+    parked: bool = False
     failures: int = 0
     in_since: float = 0.0
     idle_since: float = 0.0

@@ -144,9 +144,6 @@ class Systemd:
             case "ListUnitsByPatterns":
                 row = ["", "loaded", "active", "running", "", "/x", 0, "", "/"]
                 self._reply(message, "a(ssssssouso)", [[unit, *row] for unit in self.units])
-            case "FreezeUnit":
-                self.change(message.body[0], FreezerState="frozen")
-                self._reply(message)
             case "ThawUnit":
                 self.change(message.body[0], FreezerState="running")
                 self._reply(message)

@@ -197,7 +197,7 @@ async def test_cancel_in_the_same_breath_is_heard(house: House) -> None:
     ("member", "kind", "log"),
     [
         ("Checkpoint", "checkpoint", ["start b", "stop b"]),
-        ("Park", "park", ["start b", "freeze b"]),
+        ("Park", "park", ["start b", "reload b"]),
         ("Warmup", "warmup", ["start b", "stop b"]),
         ("Stop", "stop", ["start b", "stop b"]),
         ("Switch", "switch", ["start b"]),

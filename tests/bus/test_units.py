@@ -234,10 +234,10 @@ async def test_refusal_of_systemd_is_told_in_its_words(
     assert await attached.units.start("a") == "done"
 
 
-async def test_refused_freeze_is_told(systemd: Systemd, attached: Attached) -> None:
-    systemd.refusals["FreezeUnit"] = (f"{NAME}.UnitInactive", "Unit is not active.")
+async def test_refused_thaw_is_told(systemd: Systemd, attached: Attached) -> None:
+    systemd.refusals["ThawUnit"] = (f"{NAME}.UnitInactive", "Unit is not active.")
     with pytest.raises(UnitRefused, match="Unit is not active"):
-        await attached.units.freeze("a")
+        await attached.units.thaw("a")
 
 
 # States
@@ -282,13 +282,13 @@ async def test_signals_of_strangers_are_ignored(
     await leave(stranger.bus)
 
 
-async def test_freeze_and_thaw(systemd: Systemd, attached: Attached) -> None:
+async def test_what_an_operator_froze_can_be_thawed(systemd: Systemd, attached: Attached) -> None:
     await attached.units.start("a")
-    await attached.units.freeze("a")
-    assert attached.units.status("a").frozen
+    systemd.change(names.unit("a"), FreezerState="frozen")
+    assert (await attached.units.refresh("a")).frozen
     await attached.units.thaw("a")
     assert not attached.units.status("a").frozen
-    assert f"FreezeUnit {names.unit('a')}" in systemd.calls
+    assert f"ThawUnit {names.unit('a')}" in systemd.calls
 
 
 async def test_listening_twice_is_no_error(systemd: Systemd, attached: Attached) -> None:

@@ -74,7 +74,7 @@ class FakeUnits(Units):
         self._runs = 0
 
     def hold(self, verb: str, name: str) -> Gate:
-        """Stop the next `verb` of the model half-way; verbs are start, stop, freeze, thaw."""
+        """Stop the next `verb` of the model half-way; verbs are start, stop, reload, thaw."""
         gate = Gate()
         self._gates[f"{verb} {name}"].append(gate)
         return gate
@@ -133,6 +133,7 @@ class FakeUnits(Units):
         else:
             Checkpoint.forget(name)
         Activation.forget(name)
+        Parked.forget(name)
         self._set(name, DOWN)
         return "done"
 
@@ -140,14 +141,10 @@ class FakeUnits(Units):
         if not await self._verb("reload", name):
             return "failed"
         if take_park_order(name):
-            Parked((), canary="").save(name)
+            Parked(whole=True).save(name)
         else:
             Parked.forget(name)
         return "done"
-
-    async def freeze(self, name: str) -> None:
-        await self._verb("freeze", name)
-        self._set(name, replace(self.status(name), freezer="frozen"))
 
     async def thaw(self, name: str) -> None:
         await self._verb("thaw", name)

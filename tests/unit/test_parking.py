@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: MIT
 import asyncio
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from llmuxd import files
 from llmuxd.config import Sleep
-from llmuxd.model import activation, gpu, parking
+from llmuxd.model import activation, freezer, gpu, parking
 from llmuxd.model.activation import Activation
+from llmuxd.model.freezer import NotFrozen
 from llmuxd.model.gpu import State
 from llmuxd.model.parking import CannotPark, CannotWake, Parked
 
@@ -25,13 +27,43 @@ class Vllm(FakeVllm):
     def __init__(self, server: Engine):
         super().__init__(server)
         run = an_activation("a", server.port)
-        self.run = replace(run, canary=True, park_sleep=Sleep.LEVEL_1)
+        self.run = replace(
+            run,
+            canary=True,
+            park_sleep=Sleep.LEVEL_1,
+            devices=("nvidia.com/gpu=0",),
+            payload="/payload",
+        )
 
     async def park(self) -> None:
         await asyncio.to_thread(parking.park, self.run)
 
     async def wake(self) -> None:
         await asyncio.to_thread(parking.wake, self.run)
+
+
+class Freezer:
+    """Stands for the kernel's."""
+
+    def __init__(self) -> None:
+        self.log: list[str] = []
+        self.resists = False
+
+    def freeze(self, directory: Path) -> None:
+        self.log.append(f"freeze {directory}")
+        if self.resists:
+            raise NotFrozen("it does not freeze")
+
+    def thaw(self, directory: Path) -> None:
+        self.log.append(f"thaw {directory}")
+
+
+@pytest.fixture(autouse=True)
+def kernel(monkeypatch: pytest.MonkeyPatch) -> Freezer:
+    stand_in = Freezer()
+    monkeypatch.setattr(freezer, "freeze", stand_in.freeze)
+    monkeypatch.setattr(freezer, "thaw", stand_in.thaw)
+    return stand_in
 
 
 @pytest.fixture(autouse=True)
@@ -48,12 +80,55 @@ async def test_a_park_and_its_reverse(cuda: FakeCuda) -> None:
     async with an_engine() as server:
         vllm = Vllm(server)
         await vllm.park()
-        assert vllm.asleep and activation.off_gpu("a")
+        assert vllm.asleep and activation.has_parked("a")
         assert [cuda.state(pid) for pid in (API, CORE)] == [State.CHECKPOINTED] * 2
         await vllm.wake()
-        assert vllm.awake and not activation.off_gpu("a")
+        assert vllm.awake and not activation.has_parked("a")
         assert [cuda.state(pid) for pid in (API, CORE)] == [State.RUNNING] * 2
         assert vllm.posts == ["/v1/completions", "/sleep?level=1", "/wake_up", "/v1/completions"]
+
+
+async def test_the_container_is_frozen_last_and_thawed_first(
+    cuda: FakeCuda, kernel: Freezer
+) -> None:
+    async with an_engine() as server:
+        vllm = Vllm(server)
+        await vllm.park()
+        assert kernel.log == ["freeze /payload"] and activation.is_parked("a")
+        await vllm.wake()
+        assert kernel.log == ["freeze /payload", "thaw /payload"] and not activation.is_parked("a")
+
+
+async def test_what_has_no_gpu_is_just_frozen(cuda: FakeCuda, kernel: Freezer) -> None:
+    async with an_engine() as server:
+        vllm = Vllm(server)
+        vllm.run = replace(vllm.run, devices=())
+        await vllm.park()
+        assert activation.is_parked("a")
+        await vllm.wake()
+        assert kernel.log == ["freeze /payload", "thaw /payload"]
+        assert vllm.posts == [] and cuda.asked() == []
+
+
+async def test_a_container_that_does_not_freeze_is_back_on_its_gpu(
+    cuda: FakeCuda, kernel: Freezer
+) -> None:
+    kernel.resists = True
+    async with an_engine() as server:
+        vllm = Vllm(server)
+        with pytest.raises(CannotPark, match="cannot be frozen"):
+            await vllm.park()
+        assert vllm.awake and not activation.has_parked("a")
+        assert [cuda.state(pid) for pid in (API, CORE)] == [State.RUNNING] * 2
+
+
+async def test_a_container_without_a_cgroup_of_its_own_stays(kernel: Freezer) -> None:
+    async with an_engine() as server:
+        vllm = Vllm(server)
+        vllm.run = replace(vllm.run, payload="")
+        with pytest.raises(CannotPark, match="no cgroup of its own"):
+            await vllm.park()
+        assert kernel.log == [] and not activation.has_parked("a")
 
 
 async def test_a_server_without_sleep_mode_is_parked_as_it_stands(cuda: FakeCuda) -> None:
@@ -73,7 +148,7 @@ async def test_a_driver_that_refuses_leaves_the_model_as_it_was(cuda: FakeCuda, 
         cuda.fail(order)
         with pytest.raises(CannotPark, match="CUDA could not be suspended"):
             await vllm.park()
-        assert vllm.awake and not activation.off_gpu("a")
+        assert vllm.awake and not activation.has_parked("a")
         assert [cuda.state(pid) for pid in (API, CORE)] == [State.RUNNING] * 2
 
 
@@ -83,7 +158,7 @@ async def test_an_engine_that_does_not_let_go_stays_on_its_gpu(cuda: FakeCuda) -
         vllm.refused = {"/sleep?level=1"}
         with pytest.raises(CannotPark, match="the engine does not let go"):
             await vllm.park()
-        assert vllm.awake and not activation.off_gpu("a")
+        assert vllm.awake and not activation.has_parked("a")
         assert cuda.asked() == []
 
 
@@ -94,7 +169,7 @@ async def test_an_engine_that_stays_asleep_is_no_comeback() -> None:
         vllm.refused = {"/wake_up"}
         with pytest.raises(CannotWake, match="refuses /wake_up"):
             await vllm.wake()
-        assert activation.off_gpu("a")
+        assert activation.has_parked("a")
 
 
 async def test_a_host_without_a_driver_leaves_the_model_as_it_was(
@@ -105,7 +180,7 @@ async def test_a_host_without_a_driver_leaves_the_model_as_it_was(
         vllm = Vllm(server)
         with pytest.raises(CannotPark):
             await vllm.park()
-        assert vllm.awake and not activation.off_gpu("a")
+        assert vllm.awake and not activation.has_parked("a")
 
 
 async def test_a_resume_that_fails_is_told_and_stays_known(cuda: FakeCuda) -> None:
@@ -115,7 +190,7 @@ async def test_a_resume_that_fails_is_told_and_stays_known(cuda: FakeCuda) -> No
         cuda.fail("Restore:13=2")
         with pytest.raises(CannotWake, match="does not come back"):
             await vllm.wake()
-        assert activation.off_gpu("a")
+        assert activation.has_parked("a")
 
 
 async def test_another_answer_than_before_is_no_comeback() -> None:
@@ -125,7 +200,7 @@ async def test_another_answer_than_before_is_no_comeback() -> None:
         vllm.text = "!!!!"
         with pytest.raises(CannotWake, match="its canary says"):
             await vllm.wake()
-        assert activation.off_gpu("a")
+        assert activation.has_parked("a")
 
 
 async def test_what_was_not_parked_has_nothing_to_wake(cuda: FakeCuda) -> None:

@@ -13,13 +13,13 @@ from llmuxd.errors import (
     NotRunning,
     NotSupported,
     Stopping,
-    UnitRefused,
 )
 from llmuxd.jobs import Job
-from llmuxd.model.activation import Activation, off_gpu, take_park_order
+from llmuxd.model.activation import Activation, has_parked, take_park_order
 from llmuxd.model.checkpoint import Checkpoint
+from llmuxd.model.parking import Parked
 from llmuxd.state import State, UnitStatus
-from llmuxd.switcher import pauses
+from llmuxd.switcher import Switcher, pauses
 from llmuxd.units import Units
 
 from .fake_units import DOWN, UP, FakeUnits, a_checkpoint, a_model, an_activation
@@ -489,31 +489,17 @@ async def test_word_of_a_server_that_was_replaced_already_is_ignored() -> None:
 PARKING = replace(A, tier=Tier.PARK, devices=())
 
 
-async def test_a_model_that_parks_leaves_frozen_and_comes_back_thawed() -> None:
+async def test_a_model_that_parks_leaves_and_comes_back_by_reloads_of_its_unit() -> None:
     async with on_stage(PARKING, B) as stage:
         await stage.ask("a")
         await stage.ask("b")
         assert stage.switcher.state("a") is State.PARKED
         await stage.ask("a")
-        assert stage.units.log == ["start a", "freeze a", "start b", "stop b", "thaw a"]
+        assert stage.units.log == ["start a", "reload a", "start b", "stop b", "reload a"]
 
 
-ON_GPU = replace(A, tier=Tier.PARK)
-
-
-async def test_a_model_with_gpu_memory_leaves_the_gpu_before_it_is_frozen() -> None:
-    async with on_stage(ON_GPU, B) as stage:
-        await stage.ask("a")
-        await stage.ask("b")
-        assert stage.switcher.state("a") is State.PARKED
-        assert stage.units.log == ["start a", "reload a", "freeze a", "start b"]
-        await stage.ask("a")
-        assert stage.units.log[4:] == ["stop b", "thaw a", "reload a"]
-        assert not off_gpu("a")
-
-
-async def test_a_model_that_cannot_leave_the_gpu_parked_is_checkpointed() -> None:
-    async with on_stage(ON_GPU, B) as stage:
+async def test_a_model_that_cannot_be_parked_is_checkpointed() -> None:
+    async with on_stage(PARKING, B) as stage:
         await stage.ask("a")
         stage.units.break_verb("reload", "a", times=1)
         await stage.ask("b")
@@ -525,35 +511,53 @@ async def test_a_parked_model_that_does_not_come_back_is_ended_and_started_anew(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(pauses, "COOL_DOWN", (0.01,))
-    async with on_stage(ON_GPU, B) as stage:
+    async with on_stage(PARKING, B) as stage:
         await stage.ask("a")
         await stage.ask("b")
         stage.units.break_verb("reload", "a", times=1)
         await stage.ask("a")
-        assert stage.units.log[-4:] == ["thaw a", "reload a", "stop a", "start a"]
+        assert stage.units.log[-3:] == ["reload a", "stop a", "start a"]
 
 
-async def test_a_model_that_was_thawed_by_hand_comes_back_to_its_gpu() -> None:
-    async with on_stage(ON_GPU, B) as stage:
+async def test_a_parked_model_that_was_reloaded_by_hand_serves() -> None:
+    async with on_stage(PARKING, B) as stage:
         await stage.ask("a")
         await stage.ask("b")
         await stage.units.stop("b")
-        stage.units.by_hand("a", replace(UP, freezer="running"))
+        stage.units.by_hand("a", replace(UP, active="reloading"))
+        Parked.forget("a")
+        stage.units.by_hand("a", UP)
         await stage.until(lambda: stage.switcher.model("a").backend is not None)
-        assert stage.units.log[-1] == "reload a"
-        assert not off_gpu("a")
+        assert stage.switcher.state("a") is State.SERVING
+        assert stage.units.log[-1] == "stop b"
 
 
-async def test_a_freeze_that_systemd_refuses_means_a_checkpoint() -> None:
+async def test_a_parked_model_is_left_so_by_the_next_llmuxd() -> None:
     async with on_stage(PARKING, B) as stage:
-
-        async def freeze(name: str) -> None:
-            raise UnitRefused("no freezer")
-
-        stage.units.freeze = freeze  # type: ignore[method-assign]
         await stage.ask("a")
-        await stage.ask("b")
-        assert stage.units.log == ["start a", "stop a", "start b"]
+        await stage.result(stage.switcher.park("a"))
+        again = Switcher(stage.switcher.config, stage.units)
+        await again.adopt()
+        assert again.state("a") is State.PARKED
+        await again.close()
+
+
+async def test_a_model_that_was_left_half_parked_is_woken() -> None:
+    async with on_stage(PARKING, B) as stage:
+        Parked().save("a")
+        stage.units.up_by_hand("a")
+        await stage.ask("a")
+        assert stage.units.log == ["reload a"]
+        assert not has_parked("a")
+
+
+async def test_a_unit_that_an_operator_froze_is_thawed_for_a_request() -> None:
+    async with on_stage(A, B) as stage:
+        await stage.ask("a")
+        stage.units.by_hand("a", replace(UP, freezer="frozen"))
+        assert stage.switcher.state("a") is State.PARKED
+        await stage.ask("a")
+        assert stage.units.log == ["start a", "thaw a"]
 
 
 async def test_short_memory_sends_the_least_lately_used_to_disk(
@@ -575,7 +579,7 @@ async def test_short_memory_sends_the_least_lately_used_to_disk(
         short = False
         gate.open()
         await stage.until_idle()
-        assert stage.units.log[-2:] == ["thaw c", "stop c"]
+        assert stage.units.log[-1] == "stop c"
 
 
 # What operators do to units
@@ -905,7 +909,7 @@ async def test_park_and_back() -> None:
         assert stage.switcher.state("a") is State.PARKED
         await stage.ask("a")
         assert stage.switcher.state("a") is State.SERVING
-        assert stage.units.log == ["start a", "freeze a", "thaw a"]
+        assert stage.units.log == ["start a", "reload a", "reload a"]
 
 
 async def test_parked_model_can_be_stopped() -> None:
@@ -913,7 +917,7 @@ async def test_parked_model_can_be_stopped() -> None:
         await stage.ask("a")
         await stage.result(stage.switcher.park("a"))
         assert await stage.result(stage.switcher.stop("a")) == "done"
-        assert stage.units.log == ["start a", "freeze a", "thaw a", "stop a"]
+        assert stage.units.log == ["start a", "reload a", "stop a"]
 
 
 async def test_what_cannot_be_is_refused_before_a_job_begins() -> None:

@@ -200,6 +200,13 @@ def record(model: str) -> Json:
     return loaded
 
 
+def container_frozen(model: str) -> bool:
+    """Whether the kernel has stopped the processes of the model's container."""
+    run = json.loads(Path(f"/run/llmux/{names.slug(model)}.json").read_text(encoding="utf-8"))
+    events = Path(run["payload"], "cgroup.events").read_text(encoding="ascii")
+    return "frozen 1" in events
+
+
 def image(model: str) -> Path:
     """The directory of the model's checkpoint."""
     return Path(record(model)["directory"])

@@ -52,18 +52,6 @@ def test_freeze_and_thaw_by_systemctl() -> None:
     assert complete(OPT).text
 
 
-def test_a_shutdown_thaws_what_is_parked_before_it_stops_the_models() -> None:
-    """As far as a machine can see that goes on; it is powered off with a parked model elsewhere."""
-    two_fakes()
-    assert complete(OPT).text
-    sh("llmuxctl", "park", OPT)
-    events = Path(f"/sys/fs/cgroup{unit(OPT, 'ControlGroup')}/cgroup.events")
-    assert "frozen 1" in events.read_text()
-    assert "llmux-thaw.service" in unit(OPT, "Before")
-    sh("systemctl", "stop", "llmux-thaw.service")
-    eventually(lambda: "frozen 0" in events.read_text(), "its processes go on")
-
-
 def test_everything_of_a_model_is_in_its_unit() -> None:
     two_fakes()
     for _ in range(2):  # after a cold start, and after a restore

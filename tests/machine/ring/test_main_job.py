@@ -13,6 +13,7 @@ from .guest import (
     QWEN,
     complete,
     configure,
+    container_frozen,
     counter,
     eventually,
     journal,
@@ -117,8 +118,8 @@ def test_park_freezes_and_a_request_thaws() -> None:
     text = complete(OPT).text
     sh("llmuxctl", "park", OPT)
     assert state(OPT) == "parked"
-    assert unit(OPT, "FreezerState") == "frozen"
-    assert unit(OPT, "ActiveState") == "active"
+    assert container_frozen(OPT)
+    assert (unit(OPT, "ActiveState"), unit(OPT, "StatusText")) == ("active", "parked")
     assert complete(OPT).text == text
     assert counter(OPT) == 2
 
