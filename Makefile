@@ -13,6 +13,7 @@ SYSCONFDIR ?= /etc
 # Neither bus daemon reads policies below /usr/local.
 POLICYDIR   = $(if $(filter /usr,$(PREFIX)),$(DATADIR),$(SYSCONFDIR))/dbus-1/system.d
 DOCDIR      = $(DATADIR)/doc/llmuxd
+CATALOGDIR  = $(PREFIX)/lib/systemd/catalog
 
 UNITS = llmuxd.service llmuxd.socket llmux-model@.service \
 	llmux-gpus.service llmux-gpus.socket
@@ -74,6 +75,7 @@ install-files:
 		$(DESTDIR)$(DATADIR)/zsh/site-functions/_llmuxctl
 	install -D -m 644 packaging/completions/llmuxctl.fish \
 		$(DESTDIR)$(DATADIR)/fish/vendor_completions.d/llmuxctl.fish
+	install -D -m 644 packaging/llmux.catalog $(DESTDIR)$(CATALOGDIR)/llmux.catalog
 	install -D -m 644 README.md $(DESTDIR)$(DOCDIR)/README.md
 	install -D -m 644 LICENSE $(DESTDIR)$(DATADIR)/licenses/llmuxd/LICENSE
 	test -e $(DESTDIR)$(SYSCONFDIR)/llmux/llmux.yaml || \

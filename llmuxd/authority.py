@@ -13,6 +13,7 @@ from dbus_next import Message, MessageFlag, MessageType, Variant
 
 from .bus import Call, current_call
 from .errors import AccessDenied, InteractionRequired
+from .events import Event, about
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +84,8 @@ async def _ask_polkit(call: Call, action: Action) -> None:
 def _judge(reply: Message | None, action: Action) -> None:
     """Refuse unless polkit said yes, in so many words."""
     if reply is None or reply.message_type is not MessageType.METHOD_RETURN:
-        log.warning("polkit cannot be asked for %s: %s", action, _complaint(reply))
+        log.warning("polkit cannot be asked for %s: %s", action, _complaint(reply),
+                    extra=about(Event.POLKIT_AWAY))  # fmt: skip
         raise AccessDenied(f"polkit cannot be asked for {action}", "only root needs no polkit")
     if reply.signature != "(bba{ss})":
         raise AccessDenied(f"polkit's answer for {action} makes no sense")

@@ -18,6 +18,7 @@ from . import config
 from .bus import Bus
 from .control import Control
 from .errors import ConfigInvalid, LlmuxError, NoSocket
+from .events import Event, about
 from .gpus import Gpus
 from .proxy import BACKLOG, Proxy
 from .state import State
@@ -84,7 +85,8 @@ class Daemon:
         async with self._reloading:
             loaded = await asyncio.to_thread(config.load, self._path)
             self._switcher.reload(loaded)
-        log.info("configuration reloaded, %d models", len(loaded.models))
+        log.info("configuration reloaded, %d models", len(loaded.models),
+                 extra=about(Event.CONFIG_RELOADED))  # fmt: skip
 
     async def _reload_on_hangup(self) -> None:
         while True:
@@ -93,7 +95,8 @@ class Daemon:
             try:
                 await self.reload()
             except ConfigInvalid as error:
-                log.error("the configuration stays as it was: %s", error)
+                log.error("the configuration stays as it was: %s", error,
+                          extra=about(Event.CONFIG_REFUSED))  # fmt: skip
 
     async def _shut_down(self) -> None:
         self._notify("STOPPING=1\nSTATUS=letting requests in flight end")
@@ -122,7 +125,8 @@ class Daemon:
             while True:
                 with contextlib.suppress(Exception):
                     await bus.wait_for_disconnect()
-                log.warning("the system bus is gone; connecting again")
+                log.warning("the system bus is gone; connecting again",
+                            extra=about(Event.BUS_LOST))  # fmt: skip
                 self._units.detach()
                 self._control.detach()
                 # It may be broken on this side only, and would keep the name.

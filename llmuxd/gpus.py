@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from . import files
+from .events import Event, about
 from .meter.reading import BadReading, GpuMemory, Reading, parse
 from .policy import Gpu
 
@@ -100,7 +101,8 @@ class Gpus:
     async def _take(self, reading: Reading | None) -> None:
         before, self._reading = self._reading, reading
         if reading is not None and reading.error and not reading.tells_as(before):
-            log.warning("GPU memory cannot be measured: %s", reading.error)
+            log.warning("GPU memory cannot be measured: %s", reading.error,
+                        extra=about(Event.GPUS_UNMEASURED))  # fmt: skip
         async with self._news:
             self._news.notify_all()
         if reading is None or not reading.tells_as(before):

@@ -3,6 +3,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from dbus_next.service import ServiceInterface
 from .. import names
 from ..bus import Bus
 from ..errors import SystemdUnreachable
+from ..events import Event, about
 from ..jobs import Job
 from ..switcher import Switcher
 from .edge import is_no_answer
@@ -132,13 +134,25 @@ class Control:
             self._emit_changed(job.path, interface, _properties(interface))
 
     def _job_removed(self, job: Job) -> None:
-        if job.error is not None:
-            log.warning("job %d (%s %s) failed: %s", job.number, job.kind, job.model, job.error)
+        _log_end(job)
         if self._bus is not None and job.result is not None:
             self._manager.JobRemoved(job.number, job.path, job.model, job.result)
         if self._bus is not None and self._jobs.pop(job.number, None) is not None:
             self._seen.pop(job.path, None)
             self._bus.unexport(job.path)
+
+
+def _log_end(job: Job) -> None:
+    failed = job.error is not None
+    log.log(
+        logging.WARNING if failed else logging.INFO,
+        "job %d (%s %s) %s", job.number, job.kind, job.model,
+        f"failed: {job.error}" if failed else job.result,
+        extra=about(
+            Event.JOB_FAILED if failed else Event.JOB_ENDED,
+            model=job.model, job=job.number, phase=job.kind, seconds=time.time() - job.started,
+        ),
+    )  # fmt: skip
 
 
 def _properties(interface: ServiceInterface) -> dict[str, Any]:

@@ -8,11 +8,19 @@ from pathlib import Path
 
 from .. import config, journal, names
 from ..errors import LlmuxError, NoSuchModel
+from ..events import Event, about
 from .lifecycle import DiedAlone, Lifecycle, StartFailed
 from .parking import CannotPark, CannotWake
 from .process import CommandFailed
 
 log = logging.getLogger("llmux-model")
+
+_EVENTS: dict[type[Exception], Event] = {
+    StartFailed: Event.MODEL_START_FAILED,
+    DiedAlone: Event.MODEL_ENDED,
+    CannotPark: Event.PARK_FAILED,
+    CannotWake: Event.WAKE_FAILED,
+}
 
 
 def main() -> int:
@@ -54,13 +62,11 @@ def _run(verb: str, lifecycle: Lifecycle) -> int:
                 lifecycle.reload()
             case _:
                 lifecycle.clean_up()
-    except (StartFailed, DiedAlone) as error:
-        # The status text stays with the failed unit: systemctl status and llmuxd show it.
-        lifecycle.tell(f"failed: {error}")
-        log.error("%s", error)
-        return 1
-    except (CommandFailed, CannotPark, CannotWake) as error:
-        log.error("%s", error)
+    except (StartFailed, DiedAlone, CommandFailed, CannotPark, CannotWake) as error:
+        if isinstance(error, StartFailed | DiedAlone):
+            # The status text stays with the failed unit: systemctl status and llmuxd show it.
+            lifecycle.tell(f"failed: {error}")
+        log.error("%s", error, extra=about(_EVENTS.get(type(error)), phase=verb))
         return 1
     return 0
 

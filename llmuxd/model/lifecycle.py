@@ -16,6 +16,7 @@ from pathlib import Path
 import sdnotify
 
 from ..config import ModelConfig, Sleep, Snapshot
+from ..events import Event, about
 from . import cgroup, engine, identity, parking, port, vllm
 from .activation import (
     Activation,
@@ -91,12 +92,13 @@ class Lifecycle:
             running = self._restore()
         except CannotRestore as reason:
             way, why_cold = Way.COLD, str(reason)
-            log.info("cold start: %s", why_cold)
+            log.info("cold start: %s", why_cold, extra=about(Event.MODEL_COLD_START))
             self._void_checkpoint(why_cold)
             running = self._start_cold()
         seconds = time.monotonic() - begin
         self._activation(running, way, seconds, why_cold).save()
-        log.info("serving after %.2f s (%s)", seconds, way)
+        log.info("serving after %.2f s (%s)", seconds, way,
+                 extra=about(Event.MODEL_SERVES, phase=way, seconds=seconds))  # fmt: skip
         status = f"serving ({way}, {seconds:.2f} s)"
         self._notify(f"MAINPID={running.conmon_pid}\nREADY=1\nSTATUS={status}")
 
@@ -226,7 +228,7 @@ class Lifecycle:
 
     def _not_restored(self, record: Checkpoint, why: str) -> CannotRestore:
         reason = f"the restore failed: {why}"
-        log.error("%s", reason)
+        log.error("%s", reason, extra=about(Event.MODEL_RESTORE_FAILED, phase="restore"))
         record.invalidate(reason)
         cgroup.kill_others()
         return CannotRestore(reason)
@@ -269,7 +271,7 @@ class Lifecycle:
             parking.wake(activation)
             return True
         except parking.CannotWake as error:
-            log.error("%s; stopping the model instead", error)
+            log.error("%s; stopping the model instead", error, extra=about(Event.WAKE_FAILED))
             return False
 
     def _has_pristine(self, facts: Facts, activation: Activation) -> bool:
@@ -283,7 +285,8 @@ class Lifecycle:
         except OSError as error:
             why_not = f"its files cannot be read: {error.strerror}"
         if why_not:
-            log.warning("the checkpoint is of no use any more and is taken anew: %s", why_not)
+            log.warning("the checkpoint is of no use any more and is taken anew: %s", why_not,
+                        extra=about(Event.CHECKPOINT_USELESS))  # fmt: skip
         return why_not is None
 
     def _checkpoint(self, facts: Facts, activation: Activation) -> bool:
@@ -314,7 +317,8 @@ class Lifecycle:
             record.save()
         except (CommandFailed, OSError, WrongAnswer, NoRoom, SleptBadly) as error:
             reason = f"the checkpoint failed: {error}"
-            log.error("%s; stopping the model instead", reason)
+            log.error("%s; stopping the model instead", reason,
+                      extra=about(Event.CHECKPOINT_FAILED, phase="checkpoint"))  # fmt: skip
             with contextlib.suppress(OSError):
                 empty_directory(facts.checkpoint_directory)
             replace(record, slept_badly=isinstance(error, SleptBadly)).invalidate(reason)
@@ -322,7 +326,9 @@ class Lifecycle:
                 # Its CRIU still holds the server frozen, and podman waits for both.
                 cgroup.kill_others()
             return False
-        log.info("checkpoint written in %.2f s, %.1f MB", seconds, size / 1e6)
+        log.info("checkpoint written in %.2f s, %.1f MB", seconds, size / 1e6,
+                 extra=about(Event.CHECKPOINT_WRITTEN, phase="checkpoint",
+                             seconds=seconds))  # fmt: skip
         return True
 
 

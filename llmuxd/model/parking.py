@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from .. import files
+from ..events import Event, about
 from . import cgroup, engine, freezer, gpu, vllm
 from .activation import Activation, parked_path
 from .server import WrongAnswer
@@ -114,7 +115,8 @@ def _leave_gpu(activation: Activation) -> Parked:
     except (gpu.NoDriver, gpu.NotDone) as error:
         _take_up(activation, nap)
         raise CannotPark(f"CUDA could not be suspended: {error}") from None
-    log.info("%d processes are off the GPU%s", len(found), ", the engine sleeps" * bool(nap.out))
+    log.info("%d processes are off the GPU%s", len(found), ", the engine sleeps" * bool(nap.out),
+             extra=about(Event.MODEL_PARKED, phase="park"))  # fmt: skip
     return parked
 
 

@@ -6,6 +6,7 @@ import logging
 
 from ..costs import Cost
 from ..errors import Internal, LlmuxError, ModelFailed, UnitRefused
+from ..events import about
 from ..model.activation import Leave, has_parked, order_leave
 from . import pauses
 from .admission import Admission
@@ -64,7 +65,8 @@ class Coming:
         if model.backend is None:
             model.connect_at = now() + pauses.LEAVE_AGAIN
             raise UnitRefused(f"the unit of {model.name!r} is active but does not say where it is")
-        log.info("%s: adopted on port %d", model.name, model.backend.port)
+        log.info("%s: adopted on port %d", model.name, model.backend.port,
+                 extra=about(model=model.name, phase="adopted"))  # fmt: skip
 
     async def _wake_up(self, model: Model) -> None:
         """Bring one back that is parked; what does not come back is ended."""

@@ -7,6 +7,7 @@ from math import inf
 
 from .. import memory
 from ..errors import NoRoom
+from ..events import Event, about
 from ..model.activation import Leave
 from ..policy import Board, Decision, Gpu, Stage
 from ..state import State
@@ -138,7 +139,10 @@ class Decider:
         leaving = any(model.moving is Stage.LEAVING for model in models.values())
         if parked and not leaving and memory.short():
             model = min(parked, key=lambda model: model.idle_since)
-            log.info("%s: memory is short, from parked to disk", model.name)
+            log.info(
+                "%s: memory is short, from parked to disk", model.name,
+                extra=about(Event.MEMORY_SHORT, model=model.name, phase="leaving"),
+            )  # fmt: skip
             work = self._leaving.end(model, Leave.CHECKPOINT)
             self._transitions.begin(model, Stage.LEAVING, work)
 

@@ -8,6 +8,7 @@ from .. import memory
 from ..config import Tier
 from ..costs import Cost
 from ..errors import LlmuxError, UnitRefused
+from ..events import Event, about
 from ..model.activation import (
     Leave,
     forget_leave,
@@ -50,7 +51,8 @@ class Leaving:
                 await self.park(model)
                 return
             except LlmuxError as error:
-                log.warning("%s cannot be parked and is checkpointed: %s", model.name, error)
+                log.warning("%s cannot be parked and is checkpointed: %s", model.name, error,
+                            extra=about(Event.PARK_FAILED, model=model.name))  # fmt: skip
         await self.end(model, Leave.CHECKPOINT)
 
     async def end(self, model: Model, leave: Leave) -> None:
@@ -102,7 +104,8 @@ class Leaving:
     async def _drain(self, model: Model) -> None:
         requests = model.in_flight
         if requests:
-            log.info("%s: draining %d requests", model.name, requests)
+            log.info("%s: draining %d requests", model.name, requests,
+                     extra=about(model=model.name, phase="draining"))  # fmt: skip
             begin = now()
             model.idle.clear()
             await model.idle.wait()

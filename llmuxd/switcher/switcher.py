@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from ..backend import Backend
 from ..config import Config, ModelConfig
 from ..errors import LlmuxError, NoSuchModel, Stopping
+from ..events import Event, about
 from ..jobs import Job, Jobs
 from ..model.activation import Leave
 from ..policy import Gpu
@@ -114,7 +115,8 @@ class Switcher:
         """The server behind `backend` could not be reached; the next request looks again."""
         model = self._fleet.models.get(name)
         if model is not None and model.backend is backend:
-            log.warning("%s: its server cannot be reached", name)
+            log.warning("%s: its server cannot be reached", name,
+                        extra=about(Event.SERVER_UNREACHABLE, model=name))  # fmt: skip
             model.connect_at = now() + pauses.CONNECT_AGAIN
             # It may listen no more and still be ending the streams that it has.
             await self._fleet.retire_backend(model)
@@ -224,7 +226,8 @@ class Switcher:
                 await self._transitions.command(model, self._leaving.end(model, Leave.STOP))
                 break
             except LlmuxError as error:
-                log.error("%s was removed and does not leave: %s", model.name, error)
+                log.error("%s was removed and does not leave: %s", model.name, error,
+                          extra=about(model=model.name, phase="leaving"))  # fmt: skip
                 await asyncio.sleep(pauses.LEAVE_AGAIN)
         if model.removed:
             self._fleet.models.pop(model.name, None)

@@ -7,6 +7,7 @@ from collections.abc import Coroutine
 from typing import Any
 
 from ..errors import Internal, LlmuxError
+from ..events import Event, about
 from ..policy import Stage
 from .fleet import Fleet
 from .models import Model, now
@@ -34,7 +35,8 @@ class Transitions:
     def call_back(self, model: Model) -> None:
         """Let a model that drains go on; for one that has left already it is too late."""
         if model.transition is not None and model.moving is Stage.DRAINING:
-            log.info("%s: nobody waits for its GPU any more, it goes on", model.name)
+            log.info("%s: nobody waits for its GPU any more, it goes on", model.name,
+                     extra=about(model=model.name, phase="draining"))  # fmt: skip
             model.transition.cancel()
 
     async def command(self, model: Model, work: Coroutine[Any, Any, None]) -> None:
@@ -68,7 +70,8 @@ class Transitions:
             return None
         except LlmuxError as error:
             model.last_error = str(error)
-            log.error("%s: %s", model.name, error)
+            log.error("%s: %s", model.name, error,
+                      extra=about(Event.MODEL_FAILED, model=model.name))  # fmt: skip
             return error
         except Exception:
             log.exception("%s: a bug", model.name)

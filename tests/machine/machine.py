@@ -273,6 +273,7 @@ make -C "$copy" install DESTDIR= PREFIX=/usr
 install -D -m 0644 "$copy/tests/machine/llmux.yaml" /etc/llmux/llmux.yaml
 systemctl daemon-reload
 systemctl reload dbus.service
+journalctl --update-catalog
 """
 
 
