@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: MIT
+"""The units' locks: how tight systemd finds them, and that each one holds."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from .guest import OPT, complete, sh, two_fakes, unit
+
+# Ten times systemd's own number.
+EXPOSURE = 15
+DROP_IN = Path("/run/systemd/system/llmuxd.service.d/probe.conf")
+TOLD = Path("/run/llmux-probe.json")
+PROBE = f"""\
+[Service]
+Type=oneshot
+Restart=no
+ExecStart=
+ExecStart=/usr/bin/python3 -P -B {Path(__file__).with_name("probe.py")}
+StandardOutput=truncate:{TOLD}
+"""
+WORK = {
+    "write /run/llmux",
+    "write /var/lib/llmux",
+    "read the configuration",
+    "read /proc/meminfo",
+    "connect to the bus",
+}
+
+
+@pytest.fixture
+def probe() -> Iterator[dict[str, str]]:
+    """What the probe could do in llmuxd's place."""
+    two_fakes()
+    sh("systemctl", "stop", "llmuxd.socket", "llmuxd.service")
+    # An address that is not loopback's, on this machine that has no other network.
+    sh("ip", "address", "add", "192.0.2.1/32", "dev", "lo")
+    DROP_IN.parent.mkdir(parents=True, exist_ok=True)
+    DROP_IN.write_text(PROBE, encoding="ascii")
+    sh("systemctl", "daemon-reload")
+    try:
+        sh("systemctl", "start", "llmuxd.service")
+        yield json.loads(TOLD.read_text(encoding="utf-8"))
+    finally:
+        DROP_IN.unlink()
+        TOLD.unlink(missing_ok=True)
+        sh("systemctl", "daemon-reload")
+        sh("ip", "address", "delete", "192.0.2.1/32", "dev", "lo")
+
+
+@pytest.mark.parametrize("name", ["llmuxd.service", "llmux-gpus.service"])
+def test_exposure_is_low(name: str) -> None:
+    sh("systemd-analyze", "security", "--no-pager", f"--threshold={EXPOSURE}", name)
+
+
+def test_llmuxd_can_do_its_work_and_nothing_else(probe: dict[str, str]) -> None:
+    assert {name for name, told in probe.items() if told == "done"} == WORK
+    # Let through, and nobody there.
+    assert probe["connect to loopback"] == "ECONNREFUSED"
+    assert probe["send elsewhere"] == "EPERM"
+
+
+def test_llmuxd_has_no_capability() -> None:
+    two_fakes()
+    pid = sh("systemctl", "show", "-P", "MainPID", "llmuxd.service")
+    lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines()
+    status = {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    assert {int(status[f"Cap{kind}"], 16) for kind in ("Inh", "Prm", "Eff", "Bnd", "Amb")} == {0}
+    assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
+
+
+def test_a_models_unit_has_no_capability_to_spare() -> None:
+    two_fakes()
+    assert complete(OPT).text
+    kept = set(unit(OPT, "CapabilityBoundingSet").split())
+    assert {"cap_sys_admin", "cap_sys_ptrace"} <= kept
+    assert not kept & {"cap_sys_boot", "cap_sys_module", "cap_sys_rawio", "cap_syslog"}
