@@ -5,13 +5,14 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
+from functools import cached_property
 from pathlib import Path
 
 import yaml
 
 from . import files, names
 from .errors import ConfigInvalid, InvalidName, NoSuchModel
-from .nodes import NULL, Nodes, nearest
+from .nodes import MAX_SHOWN, NULL, Nodes, nearest
 
 DEFAULT_PATH = Path("/etc/llmux/llmux.yaml")
 DEFAULT_MAX_BODY = 32 * 1024 * 1024
@@ -25,7 +26,8 @@ NOT_OF_CONTAINER = frozenset(
     {
         "aliases", "canary", "checkpoint", "drain_timeout", "engine", "health", "image_sleep",
         "max_wait", "min_active", "park_sleep", "pin", "preload", "priority", "queue_limit",
-        "request_timeout", "restore_timeout", "snapshot", "start_timeout", "tier", "ttl", "vram",
+        "request_timeout", "restore_timeout", "served_name", "snapshot", "start_timeout", "tier",
+        "ttl", "vram",
     }
 )  # fmt: skip
 # The C loader is ten times faster, and llmux-model reads the file at each start; it is
@@ -53,6 +55,13 @@ class Tier(StrEnum):
 
     CHECKPOINT = "checkpoint"  # on disk, the unit inactive
     PARK = "park"  # in memory, the unit frozen; on disk where memory is short
+
+
+class Upstream(StrEnum):
+    """Which requests pass to the engines' own pages, /upstream/MODEL/…"""
+
+    READ = "read"  # GET and HEAD
+    ALL = "all"
 
 
 class Sleep(StrEnum):
@@ -100,6 +109,12 @@ class ModelConfig:
     queue_limit: int = 1000
     request_timeout: float = 1800.0
     drain_timeout: float | None = None
+    served_name: str = ""
+
+    @property
+    def engine_name(self) -> str:
+        """The name by which its server knows it."""
+        return self.served_name or self.name
 
     @property
     def device_names(self) -> tuple[str, ...]:
@@ -134,11 +149,17 @@ class Config:
     models: dict[str, ModelConfig] = field(default_factory=dict)
     max_body: int = DEFAULT_MAX_BODY
     queue_limit: int = DEFAULT_QUEUE_LIMIT
+    default_model: str = ""
+    upstream: Upstream = Upstream.READ
 
-    @property
+    @cached_property
     def aliases(self) -> dict[str, str]:
         """Each alias and the model that it stands for."""
         return {alias: model.name for model in self.models.values() for alias in model.aliases}
+
+    def knows(self, name: str) -> bool:
+        """Whether it is a model's name or an alias."""
+        return name in self.models or name in self.aliases
 
     def resolve(self, name: str) -> str:
         """The model behind a name or an alias; NoSuchModel with the nearest one otherwise."""
@@ -147,9 +168,12 @@ class Config:
         aliases = self.aliases
         if name in aliases:
             return aliases[name]
-        known = [*self.models, *aliases]
-        hint = nearest(name, known) or "'llmuxctl status' lists the models"
-        raise NoSuchModel(f"there is no model {name!r}", hint)
+        hint = nearest(name, [*self.models, *aliases]) or "'llmuxctl status' lists the models"
+        shown = name if len(name) <= MAX_SHOWN else f"{name[:MAX_SHOWN]}…"
+        raise NoSuchModel(f"there is no model {shown!r}", hint)
+
+
+_TOP_LEVEL = [f.name for f in fields(Config) if f.name != "path"]
 
 
 def point_units_to(path: Path) -> None:
@@ -218,18 +242,38 @@ class _Reader(Nodes):
     """What the keys of llmux.yaml mean."""
 
     def config(self, root: yaml.Node) -> Config:
-        top = self.mapping(root, "the file", ["defaults", "models", "max_body", "queue_limit"])
+        top = self.mapping(root, "the file", ["defaults", *_TOP_LEVEL])
         if "models" not in top:
             raise self.error(root, "there is no 'models:' section")
         defaults = self._settings(top.get("defaults"), "defaults", exclude=frozenset({"aliases"}))
         models = self._models(top["models"], defaults)
-        max_body = DEFAULT_MAX_BODY
-        if "max_body" in top:
-            max_body = self.integer(top["max_body"], "max_body", low=1024)
-        queue_limit = DEFAULT_QUEUE_LIMIT
-        if "queue_limit" in top:
-            queue_limit = self.integer(top["queue_limit"], "queue_limit", low=1)
-        return Config(self._path, models, max_body, queue_limit)
+        return self._check_default(top, self._top_level(top, models))
+
+    def _top_level(self, top: dict[str, yaml.Node], models: dict[str, ModelConfig]) -> Config:
+        values: dict[str, object] = {}
+        for name, node in top.items():
+            match name:
+                case "max_body":
+                    values[name] = self.integer(node, name, low=1024)
+                case "queue_limit":
+                    values[name] = self.integer(node, name, low=1)
+                case "default_model":
+                    values[name] = self.text(node, name)
+                case "upstream":
+                    values[name] = Upstream(self.choice(node, name, list(Upstream)))
+                case _:
+                    pass
+        return Config(self._path, models, **values)  # type: ignore[arg-type]
+
+    def _check_default(self, top: dict[str, yaml.Node], config: Config) -> Config:
+        if config.default_model:
+            try:
+                config.resolve(config.default_model)
+            except NoSuchModel as error:
+                raise self.error(
+                    top["default_model"], f"default_model: {error.message}", error.hint_text
+                ) from None
+        return config
 
     def _models(self, node: yaml.Node, defaults: dict[str, yaml.Node]) -> dict[str, ModelConfig]:
         models: dict[str, ModelConfig] = {}

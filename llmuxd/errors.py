@@ -59,6 +59,35 @@ class BadRequest(LlmuxError):
     openai_type = "invalid_request_error"
 
 
+class NoSuchRoute(LlmuxError):
+    """The HTTP request's path is none that is answered."""
+
+    http_status = 404
+    openai_type = "invalid_request_error"
+    hint = "the routes are in llmuxd(8)"
+
+
+class MethodNotAllowed(LlmuxError):
+    """The HTTP request's path takes another method."""
+
+    http_status = 405
+    openai_type = "invalid_request_error"
+
+
+class ExpectationFailed(LlmuxError):
+    """The HTTP request expects what cannot be done."""
+
+    http_status = 417
+    openai_type = "invalid_request_error"
+
+
+class TooSlow(LlmuxError):
+    """The client stopped in the middle of its request."""
+
+    http_status = 408
+    openai_type = "invalid_request_error"
+
+
 class BodyTooLarge(LlmuxError):
     """The HTTP request's body exceeds the configured limit."""
 
@@ -108,6 +137,13 @@ class BackendLost(LlmuxError):
 
     http_status = 502
     openai_code = "backend_lost"
+
+
+class HandshakeRefused(LlmuxError):
+    """The model's server has no WebSocket there."""
+
+    http_status = 502
+    openai_code = "no_websocket"
 
 
 class NotRunning(LlmuxError):

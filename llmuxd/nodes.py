@@ -15,6 +15,8 @@ import yaml
 
 from .errors import ConfigInvalid
 
+# What is longer is nobody's slip of the pen, and no line of a log. In characters.
+MAX_SHOWN = 256
 NULL = "tag:yaml.org,2002:null"
 _UNITS = {
     f"{prefix}{suffix}": base**power
@@ -27,6 +29,9 @@ _SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,9})?) ?([kKMGT]i?B)")
 
 def nearest(word: str, known: list[str]) -> str:
     """`did you mean …?` for the closest of `known`; empty where none is close."""
+    if len(word) > MAX_SHOWN:
+        # The search is quadratic, and whoever sends a request chooses the word.
+        return ""
     close = difflib.get_close_matches(word, known, n=1)
     return f"did you mean {close[0]!r}?" if close else ""
 

@@ -9,6 +9,7 @@ import pytest
 
 from . import fake_cuda, fake_nvml
 from .guards import no_child_left, no_task_left, time_limit
+from .house import House, a_house
 
 # The same examples each time, and no database beside the sources.
 hypothesis.settings.register_profile(
@@ -66,3 +67,10 @@ def nvml(libnvml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> fake
     fake = fake_nvml.FakeNvml(libnvml, file)
     fake.tell(fake_nvml.H100)
     return fake
+
+
+@pytest.fixture
+async def house() -> AsyncIterator[House]:
+    """A proxy before a switcher before an engine."""
+    async with a_house() as built:
+        yield built

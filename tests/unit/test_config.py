@@ -86,7 +86,7 @@ def test_every_setting_can_be_written() -> None:
         "snapshot: live, canary: false, tier: park, image_sleep: kv, park_sleep: 2,"
         "vram: 1.5GiB, pin: true, preload: true,"
         "priority: -2, max_wait: 3, min_active: 4, ttl: 5, queue_limit: 6, request_timeout: 7,"
-        "drain_timeout: 8"
+        "drain_timeout: 8, served_name: w"
     )
     assert model == ModelConfig(
         "a", "j", Engine.LLAMA_SERVER, ("x",), (("A", "1"),), ("/a:/b",), (2, 0), ("/dev/kfd",),
@@ -94,7 +94,7 @@ def test_every_setting_can_be_written() -> None:
         canary=False, tier=Tier.PARK, image_sleep=Sleep.KV, park_sleep=Sleep.LEVEL_2,
         vram=3 << 29, pin=True, preload=True, priority=-2,
         max_wait=3.0, min_active=4.0, ttl=5.0, queue_limit=6, request_timeout=7.0,
-        drain_timeout=8.0,
+        drain_timeout=8.0, served_name="w",
     )  # fmt: skip
     assert model.device_names == ("/dev/kfd",)
     defaults = ModelConfig("a", "i")
@@ -299,6 +299,7 @@ KEPT: dict[str, object] = {
     "tier": Tier.PARK, "vram": 1, "pin": True, "preload": True, "priority": 1, "max_wait": 1.0,
     "min_active": 1.0, "ttl": 1.0, "queue_limit": 1, "request_timeout": 1.0, "drain_timeout": 1.0,
     "image_sleep": Sleep.LEVEL_1, "park_sleep": Sleep.OFF,
+    "served_name": "z",
 }  # fmt: skip
 
 

@@ -8,7 +8,7 @@ import json
 import socket
 import struct
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import aiohttp
 import pytest
@@ -16,85 +16,18 @@ from aiohttp import web
 
 from llmuxd.backend import Backend
 from llmuxd.policy import Gpu
-from llmuxd.proxy import Proxy
 from llmuxd.state import State
 from llmuxd.switcher import pauses
 
-from .engine import Engine, a_raw_server, an_engine, read_request
-from .fake_units import a_config, a_model
-from .stage import Stage, on_stage
-
-A, B = a_model("org/a", aliases=("first",)), a_model("b")
-CHAT = "/v1/chat/completions"
-ASK: dict[str, object] = {"model": "org/a", "messages": []}
+from .engine import a_raw_server, an_engine, read_request
+from .fake_units import a_config
+from .house import ASK, CHAT, A, B, House, told
 
 
 @pytest.fixture(autouse=True)
 def _no_long_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pauses, "COOL_DOWN", (0.02, 60.0))
     monkeypatch.setattr(pauses, "CONNECT_AGAIN", 0.03)
-
-
-@dataclass
-class House:
-    """A proxy before a switcher before an engine, and a client."""
-
-    stage: Stage
-    proxy: Proxy
-    engine: Engine
-    client: aiohttp.ClientSession
-    url: str
-    port: int
-
-    async def post(self, body: object = ASK, path: str = CHAT) -> tuple[int, object]:
-        """One request from its begin to its end."""
-        data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        async with self.client.post(self.url + path, data=data) as response:
-            return response.status, json.loads(await response.read())
-
-    async def get(self, path: str) -> tuple[int, object]:
-        async with self.client.get(self.url + path) as response:
-            return response.status, await response.json()
-
-    async def raw(self, head: str, body: bytes = b"") -> bytes:
-        """All that comes back for these very bytes."""
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
-        writer.write(head.replace("\n", "\r\n").encode() + b"\r\n" + body)
-        answer = await reader.read()
-        writer.close()
-        await writer.wait_closed()
-        return answer
-
-    @property
-    def in_flight(self) -> int:
-        return self.stage.switcher.model("org/a").in_flight
-
-    async def idle(self) -> None:
-        """Wait until no request is in flight."""
-        await self.stage.until(lambda: self.in_flight == 0)
-
-
-@pytest.fixture
-async def house() -> AsyncIterator[House]:
-    async with an_engine() as engine, on_stage(A, B) as stage:
-        stage.units.ports = {"org/a": engine.port, "b": engine.port}
-        proxy = Proxy(stage.switcher)
-        sock = socket.create_server(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
-        await proxy.start([sock])
-        async with aiohttp.ClientSession(auto_decompress=False) as client:
-            yield House(stage, proxy, engine, client, f"http://127.0.0.1:{port}", port)
-        await proxy.close()
-
-
-def told(answer: tuple[int, object]) -> tuple[int, str, str, str | None]:
-    """Status, message, type and code of an error in OpenAI's shape."""
-    status, body = answer
-    assert isinstance(body, dict) and body.keys() == {"error"}
-    error = body["error"]
-    assert error.keys() == {"message", "type", "param", "code"}
-    assert "\n" not in error["message"] and "Traceback" not in error["message"]
-    return status, error["message"], error["type"], error["code"]
 
 
 # Routing
@@ -198,6 +131,12 @@ async def test_unknown_model_is_told_with_the_nearest(house: House) -> None:
     assert (status, kind, code) == (404, "invalid_request_error", "model_not_found")
     assert "did you mean 'org/a'?" in message
     assert house.stage.units.log == []
+
+
+async def test_model_name_without_end_is_told_briefly_and_soon(house: House) -> None:
+    house.reconfigure(max_body=2 << 20)
+    status, message, _, _ = told(await house.post({"model": "org/a" * 200_000}))
+    assert status == 404 and len(message) < 400
 
 
 async def test_model_name_that_is_no_text_at_all(house: House) -> None:
@@ -482,6 +421,18 @@ async def test_engine_that_dies_in_mid_answer_of_known_length(house: House) -> N
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await read_request(reader)
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nhalf")
+        await writer.drain()
+
+    async with a_raw_server(serve) as port:
+        house.stage.units.ports["org/a"] = port
+        assert told(await house.post())[0] == 502
+    await house.idle()
+
+
+async def test_engine_that_dies_in_mid_answer_of_great_length(house: House) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\nhalf")
         await writer.drain()
 
     async with a_raw_server(serve) as port:

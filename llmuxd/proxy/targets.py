@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: MIT
+"""A request's target, and what it says of the model."""
+
+from urllib.parse import parse_qs, unquote
+
+from aiohttp import web
+
+from ..config import Config
+
+# Of a name in a path, in characters: a unit's name has at most 255 bytes, and each may be quoted.
+_LONGEST = 3 * 255 + 1
+
+
+def of(request: web.BaseRequest) -> str:
+    """Path and query, as they were sent; what an absolute URL names as its host is not asked."""
+    raw = request.raw_path
+    return raw if raw.startswith("/") else request.rel_url.raw_path_qs
+
+
+def model(target: str) -> str:
+    """What the query names as `model`; empty where it does not."""
+    query = target.partition("?")[2]
+    return parse_qs(query).get("model", [""])[0] if "model=" in query else ""
+
+
+def split(rest: str, config: Config) -> tuple[str, str]:
+    """The model that the path `rest` begins with, and what follows its name.
+
+    A name may have slashes, as they are or quoted; the longest one that is known counts.
+    NoSuchModel where none is.
+    """
+    ends = [place for place, letter in enumerate(rest[:_LONGEST]) if letter == "/"] + [len(rest)]
+    for end in reversed(ends):
+        name = unquote(rest[:end])
+        if config.knows(name):
+            return config.resolve(name), rest[end:]
+    return config.resolve(unquote(rest)), ""

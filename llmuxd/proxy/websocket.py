@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: MIT
+"""A WebSocket between a client and a model's server: two connections, and the messages passed."""
+
+import asyncio
+from collections.abc import AsyncIterable
+
+import aiohttp
+from aiohttp import hdrs, web
+
+from ..backend import Backend, BackendGone
+from ..errors import HandshakeRefused
+from .headers import passed_at_handshake
+from .loss import lost
+
+# OpenAI's realtime clients in browsers send their key as one of the offered protocols.
+KEY_PROTOCOL = "openai-insecure-api-key."
+
+
+def wanted(request: web.BaseRequest) -> bool:
+    """Whether the client asks for a WebSocket."""
+    return request.headers.get(hdrs.UPGRADE, "").lower() == "websocket"
+
+
+def offered(request: web.BaseRequest) -> list[str]:
+    """The protocols that the client speaks, in its order."""
+    lines = request.headers.getall(hdrs.SEC_WEBSOCKET_PROTOCOL, [])
+    return [item.strip() for line in lines for item in line.split(",") if item.strip()]
+
+
+async def tunnel(
+    request: web.BaseRequest, backend: Backend, target: str, limit: int
+) -> web.StreamResponse:
+    """Pass messages both ways until one side ends; `limit` is a message's, in bytes."""
+    protocols = [name for name in offered(request) if not name.startswith(KEY_PROTOCOL)]
+    try:
+        upstream = await backend.session.ws_connect(
+            backend.endpoint + target,
+            protocols=protocols,
+            headers=passed_at_handshake(request.headers),
+            autoping=False,
+            max_msg_size=limit,
+        )
+    except aiohttp.WSServerHandshakeError as error:
+        raise HandshakeRefused(
+            f"the model's server refuses a WebSocket on {target.partition('?')[0]}:"
+            f" status {error.status}"
+        ) from None
+    except (aiohttp.ClientError, OSError) as error:
+        if isinstance(error, (aiohttp.ClientConnectorError, BackendGone)):
+            raise
+        raise lost(error) from None
+    async with upstream:
+        chosen = [upstream.protocol] if upstream.protocol else []
+        client = web.WebSocketResponse(protocols=chosen, autoping=False, max_msg_size=limit)
+        await client.prepare(request)
+        await _both_ways(client, upstream)
+        return client
+
+
+async def _both_ways(
+    client: web.WebSocketResponse, upstream: aiohttp.ClientWebSocketResponse
+) -> None:
+    ways = {
+        asyncio.create_task(_pass(client, upstream)),
+        asyncio.create_task(_pass(upstream, client)),
+    }
+    try:
+        await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for way in ways:
+            way.cancel()
+        await asyncio.gather(*ways, return_exceptions=True)
+    await upstream.close(code=_code(client.close_code))
+    await client.close(code=_code(upstream.close_code))
+
+
+async def _pass(
+    source: AsyncIterable[aiohttp.WSMessage],
+    sink: web.WebSocketResponse | aiohttp.ClientWebSocketResponse,
+) -> None:
+    async for message in source:
+        match message.type:
+            case aiohttp.WSMsgType.TEXT:
+                await sink.send_str(message.data)
+            case aiohttp.WSMsgType.BINARY:
+                await sink.send_bytes(message.data)
+            case aiohttp.WSMsgType.PING:
+                await sink.ping(message.data)
+            case aiohttp.WSMsgType.PONG:
+                await sink.pong(message.data)
+            case _:
+                return
+
+
+def _code(given: int | None) -> int:
+    # 1005 and 1006 say that none was given, and must not be sent (RFC 6455, 7.4.1).
+    return aiohttp.WSCloseCode.GOING_AWAY if given in (None, 1005, 1006, 1015) else given

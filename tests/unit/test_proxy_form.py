@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: MIT
+"""Bodies of multipart/form-data: the model in one part, a file in another."""
+
+import asyncio
+import gzip
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from .engine import a_raw_server
+from .house import A, B, House, told
+
+TRANSCRIBE = "/v1/audio/transcriptions"
+EDGE = "--edge\r\nContent-Disposition: form-data; "
+
+
+def a_form(*parts: tuple[str, bytes], end: bytes = b"--edge--\r\n") -> bytes:
+    return b"".join(EDGE.encode() + head.encode() + b"\r\n\r\n" + content + b"\r\n"
+                    for head, content in parts) + end  # fmt: skip
+
+
+MODEL = ('name="model"', b"org/a")
+FILE = ('name="file"; filename="a.wav"\r\nContent-Type: audio/wav', b"\r\n--edg\0\xff" * 1000)
+
+
+async def send(
+    house: House, data: bytes | AsyncIterator[bytes], **headers: str
+) -> tuple[int, object]:
+    kind = {"Content-Type": "multipart/form-data; boundary=edge", **headers}
+    async with house.client.post(house.url + TRANSCRIBE, data=data, headers=kind) as response:
+        return response.status, await response.json()
+
+
+@pytest.mark.parametrize("parts", [(MODEL, FILE), (FILE, MODEL), (MODEL,), (FILE, MODEL, FILE)])
+async def test_form_reaches_the_engine_as_it_is(
+    house: House, parts: tuple[tuple[str, bytes], ...]
+) -> None:
+    form = a_form(*parts)
+    assert (await send(house, form))[0] == 200
+    (seen,) = house.engine.seen
+    assert seen.body == form
+    assert seen.headers["Content-Length"] == str(len(form))
+    assert seen.headers["Content-Type"] == "multipart/form-data; boundary=edge"
+
+
+@pytest.mark.parametrize("parts", [(MODEL, FILE), (FILE, MODEL)])
+async def test_engine_hears_its_own_name(
+    house: House, parts: tuple[tuple[str, bytes], ...]
+) -> None:
+    house.stage.reload(replace(A, served_name="whisper-large"), B)
+    assert (await send(house, a_form(*parts)))[0] == 200
+    wanted = [(head, b"whisper-large" if head == MODEL[0] else data) for head, data in parts]
+    assert house.engine.seen[0].body == a_form(*wanted)
+
+
+async def test_forms_of_aiohttp_are_understood(house: House) -> None:
+    form = aiohttp.FormData()
+    form.add_field("file", b"x" * 100_000, filename="model.wav", content_type="audio/wav")
+    form.add_field("model", "first")
+    async with house.client.post(house.url + TRANSCRIBE, data=form) as response:
+        assert response.status == 200
+    assert (
+        b'name="model"\r\n' in house.engine.seen[0].body and b"org/a" in house.engine.seen[0].body
+    )
+
+
+async def test_form_streams_while_it_comes(house: House) -> None:
+    """The engine has the first half before the client sends the second."""
+    got_first, got = asyncio.Event(), bytearray()
+
+    async def answer(request: web.Request) -> web.Response:
+        return web.Response(text="{}", content_type="application/json")
+
+    async def chunks() -> AsyncIterator[bytes]:
+        yield a_form(MODEL, end=b"") + EDGE.encode() + b'name="file"\r\n\r\n'
+        await got_first.wait()
+        yield b"y" * 10 + b"\r\n--edge--\r\n"
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while b"--edge--" not in got:
+            got.extend(await reader.read(65536))
+            if b'name="file"' in got:
+                got_first.set()
+        writer.write(
+            b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Type: application/json\r\n\r\n{}"
+        )
+        await writer.drain()
+
+    house.engine.answer = answer
+    async with a_raw_server(serve) as port:
+        house.stage.units.ports["org/a"] = port
+        assert await send(house, chunks()) == (200, {})
+
+
+async def test_packed_form_is_unpacked(house: House) -> None:
+    form = a_form(MODEL, FILE)
+    packed = gzip.compress(form)
+    assert (await send(house, packed, **{"Content-Encoding": "gzip"}))[0] == 200
+    assert house.engine.seen[0].body == form
+    assert "Content-Encoding" not in house.engine.seen[0].headers
+
+
+async def test_form_names_no_model(house: House) -> None:
+    assert told(await send(house, a_form(FILE)))[0] == 400
+    house.reconfigure(default_model="b")
+    form = a_form(FILE)
+    assert (await send(house, form))[0] == 200
+    assert house.engine.seen[0].body == form
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        b"", b"--edge", b"--edge\r\n" + b"x" * 40_000, a_form(MODEL, end=b"")[:-4],
+        b"nothing of that kind",
+    ],
+)  # fmt: skip
+async def test_form_that_is_none(house: House, form: bytes) -> None:
+    assert told(await send(house, form))[0] == 400
+    assert house.stage.units.log == []
+
+
+@pytest.mark.parametrize(
+    "kind", ["multipart/form-data", "multipart/form-data; boundary=" + "x" * 99]
+)
+async def test_form_without_a_boundary(house: House, kind: str) -> None:
+    assert told(await send(house, a_form(MODEL), **{"Content-Type": kind}))[0] == 400
+
+
+async def test_file_called_model_is_no_name(house: House) -> None:
+    form = a_form(('name="model"; filename="org/a"', b"b"), MODEL)
+    assert (await send(house, form))[0] == 200
+    assert house.stage.units.log == ["start org/a"]
+
+
+async def test_form_over_the_limit_is_refused(house: House) -> None:
+    house.reconfigure(max_body=4096)
+    assert told(await send(house, a_form(FILE, MODEL)))[0] == 413
+
+    async def chunks() -> AsyncIterator[bytes]:
+        for _ in range(10):
+            yield b"x" * 1000
+
+    assert told(await send(house, chunks()))[0] == 413
+    assert house.stage.units.log == []
