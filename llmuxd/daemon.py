@@ -39,7 +39,7 @@ class Daemon:
         self._notify = sdnotify.SystemdNotifier().notify
         self._units = Units()
         self._gpus = Gpus()
-        self._switcher = Switcher(loaded, self._units)
+        self._switcher = Switcher(loaded, self._units, self._gpus.measure)
         self._control = Control(self._switcher, self.reload)
         self._proxy = Proxy(self._switcher)
         self._tasks: list[asyncio.Task[None]] = []
@@ -66,8 +66,9 @@ class Daemon:
         loop.add_signal_handler(signal.SIGHUP, self._hangup.set)
         sockets = listening_sockets(self._port)
         config.point_units_to(self._path)
-        bus = await self._connect()
+        self._gpus.changed = lambda: self._switcher.measure(self._gpus.read())
         self._own(self._gpus.run(), "gpus")
+        bus = await self._connect()
         self._own(self._switcher.run(), "switcher")
         self._own(self._keep_connected(bus), "bus")
         self._own(self._watchdog(), "watchdog")

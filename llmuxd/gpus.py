@@ -5,6 +5,7 @@ import asyncio
 import contextlib
 import logging
 import math
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -36,6 +37,7 @@ class Gpus:
         self.changed: Callable[[], None] = lambda: None
         self._reading: Reading | None = None
         self._writer: asyncio.StreamWriter | None = None
+        self._away = False
         self._news = asyncio.Condition()
 
     @property
@@ -55,16 +57,18 @@ class Gpus:
                 held.setdefault(model, {})[gpu.number] = size
         return held
 
-    async def measure(self, since: float) -> Mapping[int, Gpu]:
-        """`read`, of a measurement not older than `since`, in CLOCK_MONOTONIC's seconds.
+    async def measure(self) -> Mapping[int, Gpu]:
+        """`read`, of a measurement that begins after this call; `run` must be running.
 
         Empty where there is none to be had: what is not known now must not be decided upon.
         """
-        if self._at < since and self._writer is not None:
+        since = time.monotonic()
+        if self._writer is not None:
             self._writer.write(b"\n")
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(LIMIT), self._news:
-                    await self._news.wait_for(lambda: self._at >= since or self._writer is None)
+        # A meter that was restarted meanwhile measures for who connects.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LIMIT), self._news:
+                await self._news.wait_for(lambda: self._at >= since or self._away)
         return self.read() if self._at >= since else {}
 
     async def run(self) -> None:
@@ -74,6 +78,7 @@ class Gpus:
                 await self._listen()
             except (OSError, ValueError, BadReading) as error:
                 log.debug("GPU memory is not measured: %s", error)
+                self._away = True
                 await self._take(None)
                 await asyncio.sleep(RETRY)
 
@@ -84,7 +89,7 @@ class Gpus:
     async def _listen(self) -> None:
         """Until the meter ends; BadReading where it did so without a word."""
         reader, writer = await asyncio.open_unix_connection(socket_path(), limit=LINE_LIMIT)
-        self._writer = writer
+        self._writer, self._away = writer, False
         heard = False
         try:
             while line := await reader.readline():
@@ -93,8 +98,6 @@ class Gpus:
         finally:
             self._writer = None
             writer.close()
-            async with self._news:
-                self._news.notify_all()
         if not heard:
             raise BadReading("the meter ended at once")
 

@@ -2,7 +2,7 @@
 """What policy is told of the models, and what is made of its answer."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from math import inf
 
 from .. import memory
@@ -22,6 +22,9 @@ from .views import view
 
 log = logging.getLogger(__name__)
 
+# Measures the GPUs' memory anew; nothing where it cannot be.
+Gauge = Callable[[], Awaitable[Mapping[int, Gpu]]]
+
 
 class Decider:
     """Takes a step whenever something changed; what it costs grows with what did."""
@@ -34,6 +37,7 @@ class Decider:
         coming: Coming,
         leaving: Leaving,
         book: CostBook,
+        gauge: Gauge | None,
     ):
         self._fleet = fleet
         self._admission = admission
@@ -41,8 +45,12 @@ class Decider:
         self._coming = coming
         self._leaving = leaving
         self._book = book
+        self._gauge = gauge
         self._board = Board()
-        self._known: set[str] = set()
+        # Each model's stage, and whether its unit is down.
+        self._seen: dict[str, tuple[Stage, bool]] = {}
+        # One left, or died, after the last measurement was begun.
+        self._outdated = True
         self._parked: set[str] = set()
         self._connect_at: dict[str, float] = {}
 
@@ -51,18 +59,15 @@ class Decider:
         self._board.measure(gpus)
         self._fleet.woken.set()
 
-    def has_room(self, model: Model) -> bool:
+    async def has_room(self, model: Model) -> bool:
         """Whether the model could come in now, and nobody had to leave."""
+        await self._measure()
         self._look_again()
         return self._board.has_room(model.name)
 
-    def step(self) -> float | None:
+    async def step(self) -> float | None:
         """Decide and begin what is to be done; the seconds until the next step is due anyhow."""
-        time = now()
-        for name in [name for name, when in self._connect_at.items() if when <= time]:
-            del self._connect_at[name]
-            self._fleet.dirty.add(name)
-        self._look_again()
+        time = await self._catch_up()
         decision = self._board.decide(time)
         self._obey(decision)
         self._spill()
@@ -72,6 +77,27 @@ class Decider:
             inf if decision.again_at is None else decision.again_at,
         )
         return None if due == inf else max(due - time, 0.0)
+
+    async def _catch_up(self) -> float:
+        """Have the board know all that is; the time at which it does."""
+        while True:
+            time = now()
+            for name in [name for name, when in self._connect_at.items() if when <= time]:
+                del self._connect_at[name]
+                self._fleet.dirty.add(name)
+            self._look_again()
+            if not (self._outdated and self._is_room_asked_for()):
+                return time
+            # By the time that it is done others may have left.
+            await self._measure()
+
+    def _is_room_asked_for(self) -> bool:
+        return any(m.waiters and m.config.vram is not None for m in self._fleet.models.values())
+
+    async def _measure(self) -> None:
+        self._outdated = False
+        if self._gauge is not None:
+            self._board.measure(await self._gauge())
 
     def _obey(self, decision: Decision) -> None:
         models = self._fleet.models
@@ -104,12 +130,15 @@ class Decider:
 
     def _show(self, name: str) -> None:
         model = self._fleet.models.get(name)
+        before, seen = self._seen.pop(name, None), None
         if model is not None:
-            self._board.put(view(self._fleet, self._book, model))
-            self._known.add(name)
-        elif name in self._known:
+            shown = view(self._fleet, self._book, model)
+            self._board.put(shown)
+            seen = self._seen[name] = shown.stage, self._fleet.units.status(name).down
+        elif before is not None:
             self._board.remove(name)
-            self._known.discard(name)
+        if before != seen and (seen is None or seen[0] is Stage.OUT):
+            self._outdated = True
         if model is not None and self._fleet.state(model) is State.PARKED:
             self._parked.add(name)
         else:

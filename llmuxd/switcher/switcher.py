@@ -19,7 +19,7 @@ from . import pauses
 from .admission import Admission
 from .coming import Coming
 from .costbook import CostBook
-from .deciding import Decider
+from .deciding import Decider, Gauge
 from .fleet import Fleet
 from .leaving import Leaving
 from .models import Model, Wish, now
@@ -32,9 +32,13 @@ log = logging.getLogger(__name__)
 
 
 class Switcher:
-    """All models. Each of `listeners` is told the name of a model when something of it changed."""
+    """All models. Each of `listeners` is told the name of a model when something of it changed.
 
-    def __init__(self, config: Config, units: Units):
+    `gauge` is asked for the GPUs' memory when a model that says `vram` is to come in after
+    another one left; what changes besides is told by `measure`.
+    """
+
+    def __init__(self, config: Config, units: Units, gauge: Gauge | None = None):
         self._tasks = Tasks()
         self._fleet = Fleet(config, units, self._tasks)
         self._book = CostBook()
@@ -49,6 +53,7 @@ class Switcher:
             Coming(self._fleet, self._admission, self._book),
             self._leaving,
             self._book,
+            gauge,
         )
         self._preloading = Preloading(self._fleet, self._operators, self._decider)
 
@@ -203,7 +208,7 @@ class Switcher:
         await self._book.load()
         self._tasks.spawn(self._book.keep())
         while not self._admission.stopping:
-            timeout = self._decider.step()
+            timeout = await self._decider.step()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(woken.wait(), timeout)
             woken.clear()

@@ -10,6 +10,7 @@ from llmuxd.config import ModelConfig
 from llmuxd.jobs import Job
 from llmuxd.state import State
 from llmuxd.switcher import Switcher
+from llmuxd.switcher.deciding import Gauge
 
 from .fake_units import FakeUnits, a_config
 
@@ -61,10 +62,10 @@ class Client:
 class Stage:
     """What a test needs in hand."""
 
-    def __init__(self, *models: ModelConfig):
+    def __init__(self, *models: ModelConfig, gauge: Gauge | None = None):
         self.config = a_config(*models)
         self.units = FakeUnits(self.config)
-        self.switcher = Switcher(self.config, self.units)
+        self.switcher = Switcher(self.config, self.units, gauge)
         self.served: list[str] = []
         self.ended: list[Job] = []
         self._clients: list[Client] = []
@@ -136,9 +137,11 @@ class Stage:
 
 
 @contextlib.asynccontextmanager
-async def on_stage(*models: ModelConfig, run: bool = True) -> AsyncIterator[Stage]:
+async def on_stage(
+    *models: ModelConfig, run: bool = True, gauge: Gauge | None = None
+) -> AsyncIterator[Stage]:
     """A running switcher; everything ends with the block."""
-    stage = Stage(*models)
+    stage = Stage(*models, gauge=gauge)
     loop = asyncio.create_task(stage.switcher.run()) if run else None
     try:
         yield stage

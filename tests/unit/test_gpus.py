@@ -114,20 +114,28 @@ async def test_only_a_change_is_told(fake_meter: FakeMeter, watch: Watch) -> Non
     assert watch.quiet
 
 
-async def test_a_measurement_is_not_older_than_wanted(fake_meter: FakeMeter, watch: Watch) -> None:
+async def test_a_measurement_is_of_now(fake_meter: FakeMeter, watch: Watch) -> None:
     await watch.change()
     fake_meter.gpus = (GpuMemory(0, "A", 7, 1),)
-    assert await watch.gpus.measure(time.monotonic()) == {0: Gpu(7, foreign=1, hidden=1)}
+    assert await watch.gpus.measure() == {0: Gpu(7, foreign=1, hidden=1)}
     assert fake_meter.questions.qsize() == 1
 
 
-async def test_one_that_is_new_enough_costs_no_question(
-    fake_meter: FakeMeter, watch: Watch
-) -> None:
-    before = time.monotonic()
-    await watch.change()
-    assert list(await watch.gpus.measure(before)) == [2]
+async def test_the_first_reading_is_waited_for(fake_meter: FakeMeter, watch: Watch) -> None:
+    assert list(await watch.gpus.measure()) == [2]
     assert fake_meter.questions.empty()
+
+
+async def test_a_reading_of_before_is_no_answer(fake_meter: FakeMeter, watch: Watch) -> None:
+    await watch.change()
+    fake_meter.answers = False
+    before = Reading(time.monotonic(), fake_meter.gpus).line()
+    asking = asyncio.create_task(watch.gpus.measure())
+    await fake_meter.questions.get()
+    fake_meter.gpus = ()
+    fake_meter.say(before)
+    fake_meter.say()
+    assert await asking == {}
 
 
 async def test_a_meter_that_hangs_leaves_nothing_known(
@@ -136,7 +144,7 @@ async def test_a_meter_that_hangs_leaves_nothing_known(
     monkeypatch.setattr(gpus, "LIMIT", 0.01)
     await watch.change()
     fake_meter.answers = False
-    assert await watch.gpus.measure(time.monotonic()) == {}
+    assert await watch.gpus.measure() == {}
     assert watch.gpus.read() != {}
 
 
@@ -145,7 +153,7 @@ async def test_a_meter_that_ends_is_waited_for_no_longer(
 ) -> None:
     await watch.change()
     fake_meter.answers = False
-    asking = asyncio.create_task(watch.gpus.measure(time.monotonic()))
+    asking = asyncio.create_task(watch.gpus.measure())
     await fake_meter.questions.get()
     await fake_meter.stop()
     assert await asking == {}
@@ -155,16 +163,18 @@ async def test_a_meter_that_was_restarted_is_not_noticed(
     fake_meter: FakeMeter, watch: Watch
 ) -> None:
     await watch.change()
-    await fake_meter.connections.get()
+    fake_meter.answers = False
+    asking = asyncio.create_task(watch.gpus.measure())
+    await fake_meter.questions.get()
     fake_meter.hang_up()
-    await fake_meter.connections.get()
-    await watch.gpus.measure(time.monotonic())
+    assert list(await asking) == [2]
+    assert fake_meter.connections.qsize() == 2
     assert watch.quiet
 
 
 async def test_without_a_meter_nothing_is_known(watch: Watch) -> None:
     assert await watch.change() == {}
-    assert await watch.gpus.measure(time.monotonic()) == {}
+    assert await watch.gpus.measure() == {}
     meter = FakeMeter()
     await meter.start()
     while not watch.gpus.read():

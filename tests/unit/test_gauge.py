@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: MIT
+"""Models that say `vram` come in by what is measured after the last one left."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+from llmuxd.config import ModelConfig
+from llmuxd.errors import NoRoom
+from llmuxd.policy import Gpu
+from llmuxd.state import State
+
+from .fake_units import DOWN, UP, Gate, a_model
+from .stage import Stage, on_stage
+
+GIB = 1 << 30
+
+
+class Host:
+    """A GPU of 24 GiB. It has the memory of the models that run, as the units' log has it."""
+
+    def __init__(self) -> None:
+        self.stage: Stage | None = None
+        self.foreign = 0
+        self.known = True
+        self.gate: Gate | None = None
+
+    async def measure(self) -> dict[int, Gpu]:
+        """Logged among the units' verbs."""
+        assert self.stage is not None
+        self.stage.units.log.append("measure")
+        measured = self._look(self.stage)
+        gate, self.gate = self.gate, None
+        if gate is not None:
+            await gate.passed()
+        return measured
+
+    def _look(self, stage: Stage) -> dict[int, Gpu]:
+        if not self.known:
+            return {}
+        held = {
+            name: model.vram or 0
+            for name, model in stage.config.models.items()
+            if not stage.units.status(name).down
+        }
+        return {0: Gpu(24 * GIB, self.foreign * GIB, held=held)}
+
+
+@contextlib.asynccontextmanager
+async def on_host(*models: ModelConfig) -> AsyncIterator[tuple[Host, Stage]]:
+    host = Host()
+    async with on_stage(*models, run=False, gauge=host.measure) as stage:
+        host.stage = stage
+        loop = asyncio.create_task(stage.switcher.run())
+        try:
+            yield host, stage
+        finally:
+            loop.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await loop
+
+
+def small(name: str, gib: int) -> ModelConfig:
+    return replace(a_model(name), vram=gib * GIB)
+
+
+async def test_who_comes_after_one_that_left_comes_after_a_measurement() -> None:
+    async with on_host(small("a", 20), small("b", 20)) as (_, stage):
+        await stage.ask("a")
+        await stage.ask("b")
+        assert stage.units.log == ["measure", "start a", "stop a", "measure", "start b"]
+
+
+async def test_nothing_is_measured_where_nobody_left() -> None:
+    async with on_host(small("a", 10), small("b", 10)) as (_, stage):
+        await stage.ask("a")
+        await stage.ask("b")
+        await stage.ask("a")
+        assert stage.units.log == ["measure", "start a", "start b"]
+
+
+async def test_whole_gpus_need_no_measuring() -> None:
+    async with on_host(a_model("a"), a_model("b")) as (_, stage):
+        await stage.ask("a")
+        await stage.ask("b")
+        assert stage.units.log == ["start a", "stop a", "start b"]
+
+
+async def test_what_another_program_took_meanwhile_counts() -> None:
+    async with on_host(small("a", 20), small("b", 20)) as (host, stage):
+        await stage.ask("a")
+        host.foreign = 5
+        error = await stage.client("b").error()
+        assert isinstance(error, NoRoom) and "1.0 GiB more than it can have" in str(error)
+        assert stage.units.log[-2:] == ["stop a", "measure"]
+
+
+async def test_one_that_died_made_room() -> None:
+    async with on_host(small("a", 20), small("b", 20)) as (_, stage):
+        await stage.ask("a")
+        stage.units.die("a")
+        await stage.ask("b")
+        assert stage.units.log == ["measure", "start a", "measure", "start b"]
+
+
+async def test_one_that_leaves_while_it_is_measured_is_measured_again() -> None:
+    async with on_host(small("a", 12), small("b", 12), small("c", 12)) as (host, stage):
+        await stage.ask("a")
+        await stage.ask("b")
+        stage.units.die("a")
+        gate = host.gate = Gate()
+        client = stage.client("c")
+        await gate.reached.wait()
+        stage.units.die("b")
+        gate.open()
+        await client.admitted.wait()
+        assert stage.units.log[-3:] == ["measure", "measure", "start c"]
+        await client.finish()
+
+
+async def test_a_model_frozen_by_hand_is_in_the_way_and_is_named() -> None:
+    async with on_host(small("a", 20), small("b", 20)) as (_, stage):
+        await stage.ask("a")
+        stage.units.by_hand("a", replace(UP, freezer="frozen"))
+        error = await stage.client("b").error()
+        assert isinstance(error, NoRoom) and "'a' (not in use) holds 20.0 GiB" in str(error)
+        stage.units.by_hand("a", DOWN)
+        await stage.ask("b")
+
+
+async def test_where_nothing_can_be_measured_models_take_turns() -> None:
+    async with on_host(small("a", 1), small("b", 1)) as (host, stage):
+        host.known = False
+        await stage.ask("a")
+        await stage.ask("b")
+        assert stage.units.log == ["measure", "start a", "stop a", "measure", "start b"]
+
+
+async def test_preloading_knows_the_room() -> None:
+    models = [replace(small(name, 12), preload=True) for name in ("a", "b", "c")]
+    async with on_host(*models) as (_, stage):
+        await stage.switcher.adopt()
+        await stage.until(lambda: _serving(stage) == ["a", "b"])
+        await stage.settle()
+        assert _serving(stage) == ["a", "b"]
+        assert "stop" not in " ".join(stage.units.log)
+
+
+def _serving(stage: Stage) -> list[str]:
+    switcher = stage.switcher
+    return [name for name in switcher.names() if switcher.state(name) is State.SERVING]
