@@ -40,8 +40,8 @@ class Daemon:
         self._units = Units()
         self._gpus = Gpus()
         self._switcher = Switcher(loaded, self._units, self._gpus.measure)
-        self._control = Control(self._switcher, self._gpus, self.reload)
-        self._proxy = Proxy(self._switcher, self._gpus)
+        self._control = Control(self._switcher, self.reload)
+        self._proxy = Proxy(self._switcher)
         self._tasks: list[asyncio.Task[None]] = []
         self._stop = asyncio.Event()
         self._hangup = asyncio.Event()
@@ -66,7 +66,7 @@ class Daemon:
         loop.add_signal_handler(signal.SIGHUP, self._hangup.set)
         sockets = listening_sockets(self._port)
         config.point_units_to(self._path)
-        self._gpus.changed = self._measured
+        self._gpus.changed = lambda: self._switcher.measure(self._gpus.read())
         self._own(self._gpus.run(), "gpus")
         bus = await self._connect()
         self._own(self._switcher.run(), "switcher")
@@ -152,10 +152,6 @@ class Daemon:
         while interval:
             self._notify("WATCHDOG=1")
             await asyncio.sleep(interval)
-
-    def _measured(self) -> None:
-        self._switcher.measure(self._gpus.read())
-        self._control.gpus_changed()
 
     def _tell(self, name: str) -> None:
         """Keep `systemctl status llmuxd` true."""

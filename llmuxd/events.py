@@ -6,6 +6,7 @@
 and what to do: `journalctl -x` prints it.
 """
 
+from collections.abc import Mapping
 from enum import Enum
 
 
@@ -42,8 +43,12 @@ def about(
     job: int = 0,
     phase: str = "",
     seconds: float | None = None,
+    parts: Mapping[str, float] | None = None,
 ) -> dict[str, object]:
-    """The `extra` of a log call. `phase`: what it did, or how it came to be, in a word or two."""
+    """The `extra` of a log call. `phase`: what it did, or how it came to be, in a word or two.
+
+    `parts` are those of `seconds`, by name.
+    """
     fields = {
         "MESSAGE_ID": event.value if event else "",
         "LLMUX_MODEL": model,
@@ -51,4 +56,6 @@ def about(
         "LLMUX_PHASE": phase,
         "LLMUX_SECONDS": "" if seconds is None else f"{seconds:.3f}",
     }
+    for part, measured in (parts or {}).items():
+        fields[f"LLMUX_SECONDS_{part.upper()}"] = f"{measured:.3f}"
     return {"journal": {key: value for key, value in fields.items() if value}}

@@ -112,13 +112,9 @@ class _Caller:
 
 
 class Units:
-    """The models' units. `changed` is called with a model's name and its unit's new status.
-
-    `attached`: whether there is a connection over which systemd is heard.
-    """
+    """The models' units. `changed` is called with a model's name and its unit's new status."""
 
     def __init__(self) -> None:
-        self.attached = False
         self.changed: Changed = lambda name, status: None
         self.lost: Callable[[], None] = lambda: None
         self._caller = _Caller()
@@ -143,11 +139,9 @@ class Units:
             assert name is not None
             await self.refresh(name)
         self._fail_jobs()
-        self.attached = True
 
     def detach(self) -> None:
         """The bus connection is gone: nobody will hear a job's end any more."""
-        self.attached = False
         self._fail_jobs()
 
     def running(self) -> list[str]:

@@ -9,9 +9,10 @@ from pathlib import Path
 from .. import config, journal, names
 from ..errors import LlmuxError, NoSuchModel
 from ..events import Event, about
-from .lifecycle import DiedAlone, Lifecycle, StartFailed
+from .lifecycle import DiedAlone, Lifecycle
 from .parking import CannotPark, CannotWake
 from .process import CommandFailed
+from .starting import StartFailed
 
 log = logging.getLogger("llmux-model")
 

@@ -53,10 +53,13 @@ class Checkpoint:
             return self.invalid
         if not Path(self.directory, "inventory.img").exists():
             return f"the image is missing from {self.directory}"
-        return self.identity.difference(here) or self._damage()
+        return self.identity.difference(here) or self.damage()
 
-    def _damage(self) -> str | None:
-        """CRIU spins for ever on a page file that is too short, so nothing odd is shown to it."""
+    def damage(self) -> str | None:
+        """Which file is not as it was written; None where each is.
+
+        CRIU spins for ever on a page file that is too short, so nothing odd is shown to it.
+        """
         found = manifest(Path(self.directory))
         for name, told in self.manifest.items():
             if found.get(name) != told:

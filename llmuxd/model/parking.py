@@ -14,6 +14,7 @@ from .. import files
 from ..events import Event, about
 from . import cgroup, engine, freezer, gpu, vllm
 from .activation import Activation, parked_path
+from .moves import Stopwatch
 from .server import WrongAnswer
 
 log = logging.getLogger("llmux-model")
@@ -63,28 +64,30 @@ class Parked:
         parked_path(model).unlink(missing_ok=True)
 
 
-def park(activation: Activation) -> None:
+def park(activation: Activation, watch: Stopwatch) -> None:
     """Leave the model nothing but host memory: off its GPUs, then its container frozen."""
     if not activation.payload:
         raise CannotPark("its container has no cgroup of its own to be frozen")
-    parked = _leave_gpu(activation) if activation.devices else Parked()
+    parked = _leave_gpu(activation, watch) if activation.devices else Parked()
     parked.save(activation.model)
     try:
-        freezer.freeze(Path(activation.payload))
+        with watch.part("freeze"):
+            freezer.freeze(Path(activation.payload))
     except freezer.NotFrozen as error:
         _put_back(activation)
         raise CannotPark(f"its container cannot be frozen: {error}") from None
     replace(parked, whole=True).save(activation.model)
 
 
-def wake(activation: Activation) -> bool:
+def wake(activation: Activation, watch: Stopwatch) -> bool:
     """The reverse of `park`, and the proof that it is one; False where it was not parked."""
     parked = Parked.load(activation.model)
     if parked is None:
         return False
-    thaw(activation)
+    with watch.part("thaw"):
+        thaw(activation)
     if activation.devices:
-        _return_to_gpu(activation, parked)
+        _return_to_gpu(activation, parked, watch)
     Parked.forget(activation.model)
     return True
 
@@ -95,20 +98,23 @@ def thaw(activation: Activation) -> None:
         freezer.thaw(Path(activation.payload))
 
 
-def _leave_gpu(activation: Activation) -> Parked:
+def _leave_gpu(activation: Activation, watch: Stopwatch) -> Parked:
     """Let the engine let go of what it can, then take every process of this unit off its GPUs."""
     try:
-        canary = engine.canary(activation.port) if activation.canary else ""
+        with watch.part("canary"):
+            canary = engine.canary(activation.port) if activation.canary else ""
         nap = vllm.nap(activation.port, activation.park_sleep)
     except WrongAnswer as error:
         raise CannotPark(str(error)) from None
     parked = Parked(nap.back, canary)
     parked.save(activation.model)
     try:
-        vllm.let_go(activation.port, nap)
-        driver = gpu.Driver()
-        found = gpu.find(driver, _processes())
-        gpu.suspend(driver, list(found), STEP_LIMIT)
+        with watch.part("sleep"):
+            vllm.let_go(activation.port, nap)
+        with watch.part("suspend"):
+            driver = gpu.Driver()
+            found = gpu.find(driver, _processes())
+            gpu.suspend(driver, list(found), STEP_LIMIT)
     except WrongAnswer as error:
         Parked.forget(activation.model)
         raise CannotPark(f"the engine does not let go: {error}") from None
@@ -120,12 +126,15 @@ def _leave_gpu(activation: Activation) -> Parked:
     return parked
 
 
-def _return_to_gpu(activation: Activation, parked: Parked) -> None:
+def _return_to_gpu(activation: Activation, parked: Parked, watch: Stopwatch) -> None:
     try:
-        driver = gpu.Driver()
-        gpu.resume(driver, list(gpu.find(driver, _processes())), STEP_LIMIT)
-        vllm.take_up(activation.port, parked.back)
-        answer = engine.canary(activation.port) if parked.canary else ""
+        with watch.part("resume"):
+            driver = gpu.Driver()
+            gpu.resume(driver, list(gpu.find(driver, _processes())), STEP_LIMIT)
+        with watch.part("wake"):
+            vllm.take_up(activation.port, parked.back)
+        with watch.part("canary"):
+            answer = engine.canary(activation.port) if parked.canary else ""
     except (gpu.NoDriver, gpu.NotDone, WrongAnswer) as error:
         raise CannotWake(f"it does not come back: {error}") from None
     if answer != parked.canary:
@@ -134,7 +143,7 @@ def _return_to_gpu(activation: Activation, parked: Parked) -> None:
 
 def _put_back(activation: Activation) -> None:
     try:
-        wake(activation)
+        wake(activation, Stopwatch("resume"))
     except CannotWake as error:
         log.error("%s", error)
 

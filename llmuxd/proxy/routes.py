@@ -19,7 +19,6 @@ class Kind(Enum):
     """Who answers."""
 
     HEALTH = "health"
-    METRICS = "metrics"
     MODELS = "models"
     MODEL = "model"
     CALL = "call"
@@ -63,7 +62,6 @@ _EXACT = {
 _REALTIME = Route(Kind.REALTIME, "/v1/realtime")
 _READS = {
     "/health": Route(Kind.HEALTH, "/health"),
-    "/metrics": Route(Kind.METRICS, "/metrics"),
     "/v1/models": Route(Kind.MODELS, "/v1/models"),
 }
 _MODEL = "/v1/models/"

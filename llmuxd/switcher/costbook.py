@@ -3,7 +3,6 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
 
 from .. import files
 from ..costs import Cost, Costs
@@ -17,14 +16,10 @@ DELAY = 5.0
 
 
 class CostBook:
-    """/var/lib/llmux/costs.json; read and written beside the event loop.
-
-    Each of `listeners` is told what was learnt: model, cost, seconds.
-    """
+    """/var/lib/llmux/costs.json; read and written beside the event loop."""
 
     def __init__(self) -> None:
         self.costs = Costs()
-        self.listeners: list[Callable[[str, Cost, float], None]] = []
         self._path = files.state_root() / "costs.json"
         self._learnt = asyncio.Event()
 
@@ -32,8 +27,6 @@ class CostBook:
         """It took `seconds` this time."""
         self.costs.learn(model, cost, seconds)
         self._learnt.set()
-        for listener in self.listeners:
-            listener(model, cost, seconds)
 
     def forget(self, model: str) -> None:
         """The model is gone, or became another."""

@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Callable, Mapping
 
 from ..backend import Backend
 from ..config import Config, ModelConfig
-from ..costs import Cost
 from ..errors import LlmuxError, NoSuchModel, Stopping
 from ..events import Event, about
 from ..jobs import Job, Jobs
@@ -46,9 +45,7 @@ class Switcher:
         self._admission = Admission(self._fleet, self._book)
         self._transitions = Transitions(self._fleet, self._tasks)
         self._leaving = Leaving(self._fleet, self._tasks, self._book)
-        self._operators = Operators(
-            self._fleet, self._admission, self._transitions, self._leaving, self._book
-        )
+        self._operators = Operators(self._fleet, self._admission, self._transitions, self._leaving)
         self._decider = Decider(
             self._fleet,
             self._admission,
@@ -77,16 +74,6 @@ class Switcher:
         """Who is told; add to it."""
         return self._fleet.listeners
 
-    @property
-    def learnt(self) -> list[Callable[[str, Cost, float], None]]:
-        """Who is told what a move took: model, cost, seconds; add to it."""
-        return self._book.listeners
-
-    @property
-    def attached(self) -> bool:
-        """Whether systemd is heard."""
-        return self._fleet.units.attached
-
     def names(self) -> list[str]:
         """The names of all models, in the order of the configuration."""
         return list(self._fleet.models)
@@ -102,11 +89,6 @@ class Switcher:
     def why_no_checkpoint(self, name: str) -> str:
         """Why the model would start cold; empty where its checkpoint is good."""
         return self._fleet.why_no_checkpoint(self._fleet.get(name))
-
-    def costs(self, name: str) -> dict[str, float]:
-        """What moving the model takes as a rule, in seconds, as far as it was learnt."""
-        learnt = {cost.value: self._book.costs.known(name, cost) for cost in Cost}
-        return {cost: seconds for cost, seconds in learnt.items() if seconds is not None}
 
     def queue_length(self) -> int:
         """Requests that wait for a model."""

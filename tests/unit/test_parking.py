@@ -11,6 +11,7 @@ from llmuxd.model import activation, freezer, gpu, parking
 from llmuxd.model.activation import Activation
 from llmuxd.model.freezer import NotFrozen
 from llmuxd.model.gpu import State
+from llmuxd.model.moves import Stopwatch
 from llmuxd.model.parking import CannotPark, CannotWake, Parked
 
 from .engine import Engine, an_engine
@@ -36,10 +37,10 @@ class Vllm(FakeVllm):
         )
 
     async def park(self) -> None:
-        await asyncio.to_thread(parking.park, self.run)
+        await asyncio.to_thread(parking.park, self.run, Stopwatch("park"))
 
     async def wake(self) -> None:
-        await asyncio.to_thread(parking.wake, self.run)
+        await asyncio.to_thread(parking.wake, self.run, Stopwatch("resume"))
 
 
 class Freezer:

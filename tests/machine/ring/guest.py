@@ -98,7 +98,10 @@ def frozen_units() -> list[str]:
 def leftovers() -> list[str]:
     """What runs, or holds a port, although every unit was stopped."""
     left = [f"container {line}" for line in sh("podman", "ps", "-q").splitlines()]
-    left += [f"file {path}" for path in Path("/run/llmux").glob("*") if path.suffix != ".lock"]
+    # What the last ways in and out took is for whoever wants to know it after the unit's end.
+    kept = (".lock", ".in.json", ".out.json")
+    files = [path for path in Path("/run/llmux").glob("*") if not path.name.endswith(kept)]
+    left += [f"file {path}" for path in files]
     left += [
         f"listening {line}"
         for line in sh("ss", "-Hltnp").splitlines()

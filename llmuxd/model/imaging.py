@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: MIT
+"""Writing a model's image: podman's checkpoint of its container, and the record of it.
+
+podman and CRIU write in place. So the image before is set aside first, and put back if the new one
+does not come to its end, whoever crashed: `settle` finds out which of the two is whole.
+"""
+
+import contextlib
+import logging
+import os
+import shutil
+from dataclasses import replace
+from enum import StrEnum
+from pathlib import Path
+
+from ..config import Sleep
+from ..events import Event, about
+from . import cgroup, engine, identity, vllm
+from .activation import Activation
+from .checkpoint import Checkpoint, disk_usage, manifest, now
+from .container import Container, Facts, empty_directory
+from .moves import Stopwatch
+from .process import TIMED_OUT, CommandFailed
+from .server import WrongAnswer
+
+log = logging.getLogger("llmux-model")
+
+
+class Written(StrEnum):
+    """What the model has on disk after a dump."""
+
+    NEW = "new"
+    OLD = "old"  # it failed; the server still runs, if CRIU left it so
+    NOTHING = "nothing"  # the same without an image from before
+
+
+class NoRoom(Exception):
+    """The disk is too full for an image; one line says by how much."""
+
+
+class SleptBadly(Exception):
+    """The engine was told to let go of what it need not keep, and did not; one line says why."""
+
+
+def is_whole(facts: Facts, activation: Activation) -> bool:
+    """Whether this container has an image on disk that could be restored here again."""
+    record = Checkpoint.load(activation.model)
+    if record is None or record.container_id != facts.id:
+        return False
+    try:
+        why_not = record.why_not(_here(facts, activation))
+    except OSError as error:
+        why_not = f"its files cannot be read: {error.strerror}"
+    if why_not:
+        log.warning("the checkpoint is of no use any more and is taken anew: %s", why_not,
+                    extra=about(Event.CHECKPOINT_USELESS))  # fmt: skip
+    return why_not is None
+
+
+def write(container: Container, facts: Facts, activation: Activation, watch: Stopwatch) -> Written:
+    """Dump the container, which has ended then. What fails is told here and raised no further."""
+    before = Checkpoint.load(activation.model)
+    record = Checkpoint(
+        model=activation.model,
+        container_id=facts.id,
+        port=activation.port,
+        identity=_here(facts, activation),
+        taken_at=now(),
+        seconds=0.0,
+        size=0,
+        directory=str(facts.checkpoint_directory),
+    )
+    kept = _set_aside(record, before)
+    if not kept:
+        # Until the dump is whole, a crash must not leave a record that vouches for it.
+        record.invalidate("the checkpoint was not finished")
+    try:
+        with watch.part("canary"):
+            answer = engine.canary(activation.port) if activation.canary else ""
+        _check_room(facts.checkpoint_directory, before)
+        with watch.part("sleep"):
+            back = _let_go(activation, before)
+        with watch.part("dump"):
+            container.checkpoint()
+        with watch.part("sync"):
+            _sync(facts.checkpoint_directory)
+        size, seconds = disk_usage(facts.checkpoint_directory), watch.move().seconds
+        replace(
+            record,
+            seconds=seconds,
+            size=size,
+            manifest=manifest(facts.checkpoint_directory),
+            canary=answer,
+            back=back,
+        ).save()
+        log.info("checkpoint written in %.2f s, %.1f MB", seconds, size / 1e6,
+                 extra=about(Event.CHECKPOINT_WRITTEN, phase="checkpoint",
+                             seconds=seconds))  # fmt: skip
+        written = Written.NEW
+    except (CommandFailed, OSError, WrongAnswer, NoRoom, SleptBadly) as error:
+        written = _failed(record, error)
+    settle(facts.checkpoint_directory, Checkpoint.load(activation.model))
+    return written
+
+
+def settle(directory: Path, record: Checkpoint | None) -> None:
+    """Of two images keep the one that the record vouches for; nothing to do where there is one."""
+    aside = _aside(directory)
+    if not aside.is_dir():
+        return
+    place = directory.resolve()
+    if record is not None and record.valid and record.damage() is None:
+        shutil.rmtree(aside)
+        return
+    log.warning("the checkpoint was not finished; the one before it is put back")
+    if place.is_dir():
+        shutil.rmtree(place)
+    aside.rename(place)
+
+
+def _failed(record: Checkpoint, error: Exception) -> Written:
+    reason = f"the checkpoint failed: {error}"
+    log.error("%s", reason, extra=about(Event.CHECKPOINT_FAILED, phase="checkpoint"))
+    with contextlib.suppress(OSError):
+        empty_directory(Path(record.directory))
+    if isinstance(error, CommandFailed) and error.status == TIMED_OUT:
+        # Its CRIU still holds the server frozen, and podman waits for both.
+        cgroup.kill_others()
+    slept_badly = isinstance(error, SleptBadly)
+    before = Checkpoint.load(record.model)
+    if before is None or before.invalid:
+        replace(record, slept_badly=slept_badly).invalidate(reason)
+        return Written.NOTHING
+    if slept_badly:
+        with contextlib.suppress(OSError):
+            replace(before, slept_badly=True).save()
+    return Written.OLD
+
+
+def _set_aside(record: Checkpoint, before: Checkpoint | None) -> bool:
+    """Keep the image before for as long as the new one is written; False where there is none.
+
+    Neither is it kept where the disk has not the room for both.
+    """
+    directory = Path(record.directory)
+    if before is None or before.invalid or before.container_id != record.container_id:
+        return False
+    if not directory.is_dir() or shutil.disk_usage(directory).free < before.size:
+        return False
+    try:
+        directory.resolve().rename(_aside(directory))
+    except OSError as error:
+        # A mount point, say.
+        log.warning("the image before cannot be kept meanwhile: %s", error.strerror)
+        return False
+    if directory.is_symlink():
+        directory.resolve().mkdir(mode=0o700)
+    return True
+
+
+def _aside(directory: Path) -> Path:
+    """Beside where `directory` really is, so that a rename is all it takes."""
+    place = directory.resolve()
+    return place.with_name(f"{place.name}.before")
+
+
+def _here(facts: Facts, activation: Activation) -> identity.Identity:
+    return identity.here(activation.definition, facts.image_id, activation.devices)
+
+
+def _let_go(activation: Activation, before: Checkpoint | None) -> tuple[str, ...]:
+    """Have the engine let go of what the image need not hold; the requests that undo it."""
+    if before is not None and before.slept_badly:
+        log.warning("its last image did not come back from its sleep: this one holds everything")
+        return ()
+    nap = vllm.nap(activation.port, activation.image_sleep)
+    if activation.image_sleep is not Sleep.OFF and not nap.out:
+        log.warning("vLLM's sleep mode is off: the image will hold its KV cache and weights")
+    try:
+        vllm.let_go(activation.port, nap)
+    except WrongAnswer as error:
+        raise SleptBadly(f"the engine does not let go: {error}") from None
+    return nap.back
+
+
+def _check_room(directory: Path, before: Checkpoint | None) -> None:
+    """NoRoom where an image as large as the last one will not fit; what is there goes first."""
+    if before is None:
+        return
+    free = shutil.disk_usage(directory if directory.is_dir() else directory.parent).free
+    if directory.is_dir():
+        free += disk_usage(directory)
+    if free < before.size:
+        raise NoRoom(
+            f"the disk of {directory} has room for {free / 1e9:.1f} GB,"
+            f" and the last image took {before.size / 1e9:.1f} GB"
+        )
+
+
+def _sync(directory: Path) -> None:
+    """Have it on the disk before the record says so: a power cut must not leave empty pages."""
+    for path in [*directory.iterdir(), directory]:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW * (path != directory))
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

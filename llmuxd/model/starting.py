@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: MIT
+"""Bringing a model up: a restore of its image where it has one, else a cold start."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ..config import ModelConfig
+from ..events import Event, about
+from . import cgroup, engine, identity, imaging, port, vllm
+from .activation import Way
+from .checkpoint import Checkpoint
+from .container import Container, Facts
+from .moves import Stopwatch
+from .process import CommandFailed
+from .server import WrongAnswer
+
+log = logging.getLogger("llmux-model")
+
+
+class StartFailed(Exception):
+    """Neither restore nor cold start brought the model up; one line says why."""
+
+
+class CannotRestore(Exception):
+    """There is no checkpoint that could be, or was, restored; one line says why."""
+
+
+@dataclass(frozen=True)
+class Running:
+    """A healthy server: its port on 127.0.0.1, the process that watches it, its cgroup.
+
+    `why_cold`: why it was not restored; empty where it was.
+    """
+
+    port: int
+    conmon_pid: int
+    payload: str
+    why_cold: str = ""
+
+
+class Start:
+    """One start of a model. `tell` shows what it is at, `watch` measures its parts."""
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        container: Container,
+        tell: Callable[[str], None],
+        watch: Stopwatch,
+    ):
+        self._model = model
+        self._container = container
+        self._tell = tell
+        self._watch = watch
+
+    def run(self) -> Running:
+        """Have the model healthy; StartFailed otherwise, and nothing of it is left."""
+        self._watch.way = Way.RESTORE
+        try:
+            return self._restore()
+        except CannotRestore as reason:
+            self._watch.way = Way.COLD
+            log.info("cold start: %s", reason, extra=about(Event.MODEL_COLD_START))
+            void_checkpoint(self._model.name, str(reason))
+            return replace(self._start_cold(), why_cold=str(reason))
+
+    def _restore(self) -> Running:
+        """Restore if there is something to restore; CannotRestore has the reason otherwise."""
+        with self._watch.part("look"):
+            record = self._usable()
+        self._tell("restoring the checkpoint")
+        try:
+            with self._watch.part("restore"):
+                self._container.restore(self._model.restore_timeout)
+            running = self._wait_healthy(record.port, self._model.restore_timeout)
+        except (CommandFailed, OSError, engine.EngineDied, engine.EngineTimeout) as error:
+            raise self._not_restored(record, str(error)) from None
+        try:
+            with self._watch.part("wake"):
+                vllm.take_up(record.port, record.back)
+            with self._watch.part("canary"):
+                self._check_canary(record)
+            return running
+        except WrongAnswer as error:
+            # Perhaps it would have, had it not slept.
+            record = replace(record, slept_badly=bool(record.back))
+            raise self._not_restored(record, str(error)) from None
+
+    def _usable(self) -> Checkpoint:
+        """The record of an image that can be restored here and now; CannotRestore without one."""
+        record = Checkpoint.load(self._model.name)
+        if record is None:
+            raise CannotRestore("there is no checkpoint")
+        model = self._model
+        here = identity.here(model.definition, self._container.image_id(), model.device_names)
+        try:
+            imaging.settle(Path(record.directory), record)
+            why_not = record.why_not(here)
+        except OSError as error:
+            why_not = f"its files cannot be read: {error.strerror}"
+        if why_not is None and not port.free(record.port):
+            why_not = f"the port {record.port} that it listens on is taken"
+        if why_not is not None:
+            raise CannotRestore(f"the checkpoint cannot be used: {why_not}")
+        return record
+
+    def _not_restored(self, record: Checkpoint, why: str) -> CannotRestore:
+        reason = f"the restore failed: {why}"
+        log.error("%s", reason, extra=about(Event.MODEL_RESTORE_FAILED, phase="restore"))
+        record.invalidate(reason)
+        cgroup.kill_others()
+        return CannotRestore(reason)
+
+    def _check_canary(self, record: Checkpoint) -> None:
+        """Ask what was asked when the image was taken; WrongAnswer where it says something else."""
+        if not record.canary or not engine.has_canary(self._model):
+            return
+        answer = engine.canary(record.port)
+        if answer != record.canary:
+            raise WrongAnswer(
+                f"its canary says {answer or 'nothing'}, before the checkpoint {record.canary}"
+            )
+
+    def _start_cold(self) -> Running:
+        self._tell("starting cold")
+        try:
+            with self._watch.part("clean"):
+                self._container.remove()
+            listen = port.choose(self._model.name)
+            with self._watch.part("run"):
+                self._container.run(listen)
+            self._tell("starting cold: waiting for the server's health")
+            return self._wait_healthy(listen, self._model.start_timeout)
+        except (CommandFailed, port.NoPort, engine.EngineDied, engine.EngineTimeout) as error:
+            words = self._container.last_words()
+            # Here and not after the unit's end: systemd would kill podman's own clean-up half-way.
+            self._container.remove()
+            raise StartFailed(f"{error}: {words}" if words else str(error)) from None
+
+    def _wait_healthy(self, listen: int, timeout: float) -> Running:
+        with self._watch.part("health"):
+            facts = self._container.inspect()
+            if facts is None or not facts.running:
+                raise engine.EngineDied("the container ended at once")
+            cgroup.gather(facts.pid)
+            engine.wait_healthy(self._model, listen, facts.conmon_pid, timeout)
+        return Running(listen, facts.conmon_pid, _payload(facts))
+
+
+def _payload(facts: Facts) -> str:
+    """The container's own cgroup; empty where it has none that conmon is not in too."""
+    payload, conmon = cgroup.of_process(facts.pid), cgroup.of_process(facts.conmon_pid)
+    unit = cgroup.own_unit()
+    if unit is None or payload is None or conmon is None or unit not in payload.parents:
+        return ""
+    return "" if payload == conmon or payload in conmon.parents else str(payload)
+
+
+def void_checkpoint(model: str, reason: str) -> None:
+    """The container goes, and its image with it; the record says why."""
+    record = Checkpoint.load(model)
+    if record is not None and not record.invalid:
+        record.invalidate(reason)

@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: MIT
+"""What is on disk after a dump, and after a crash in the middle of one."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from llmuxd.config import ModelConfig
+from llmuxd.model import cgroup, identity, imaging
+from llmuxd.model.activation import Activation
+from llmuxd.model.checkpoint import Checkpoint
+from llmuxd.model.container import Container, Facts
+from llmuxd.model.imaging import Written
+from llmuxd.model.moves import Stopwatch
+from llmuxd.model.process import TIMED_OUT, CommandFailed
+
+from .fake_units import an_activation
+
+
+class FakeContainer(Container):
+    """Its dump writes `text` to two files, as far as it gets."""
+
+    def __init__(self, userdata: Path):
+        super().__init__(ModelConfig("a", "i"))
+        self.facts = Facts("c1", "i1", True, 1, 2, userdata)
+        self.text = "first"
+        self.fail: Callable[[], None] = lambda: None
+
+    def checkpoint(self) -> None:
+        directory = self.facts.checkpoint_directory
+        directory.mkdir(exist_ok=True)
+        (directory / "inventory.img").write_text(self.text)
+        self.fail()
+        (directory / "pages-1.img").write_text(self.text)
+
+
+@pytest.fixture
+def container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeContainer:
+    """Of a unit that runs, on a host that does not change."""
+    here = identity.Identity("d", "i1", "m", "k", "c")
+    monkeypatch.setattr(identity, "here", lambda *_: here)
+    monkeypatch.setattr(cgroup, "kill_others", lambda: None)
+    (tmp_path / "userdata").mkdir()
+    return FakeContainer(tmp_path / "userdata")
+
+
+RUN = an_activation("a", 21000)
+
+
+def dump(container: FakeContainer, text: str, run: Activation = RUN) -> Written:
+    container.text = text
+    return imaging.write(container, container.facts, run, Stopwatch("checkpoint"))
+
+
+def texts(container: FakeContainer) -> dict[str, str]:
+    """All that is below the container's userdata."""
+    userdata = container.facts.userdata
+    return {str(p.relative_to(userdata)): p.read_text() for p in userdata.rglob("*.img")}
+
+
+def image(text: str) -> dict[str, str]:
+    return {"checkpoint/inventory.img": text, "checkpoint/pages-1.img": text}
+
+
+def break_down() -> None:
+    raise CommandFailed(["podman", "container", "checkpoint"], TIMED_OUT, "CRIU: no")
+
+
+def crash() -> None:
+    raise SystemExit("power cut")
+
+
+def test_a_new_image_takes_the_place_of_the_one_before(container: FakeContainer) -> None:
+    assert dump(container, "first") is Written.NEW
+    assert dump(container, "second") is Written.NEW
+    assert texts(container) == image("second")
+    assert imaging.is_whole(container.facts, RUN)
+
+
+def test_a_dump_that_fails_leaves_the_one_before(container: FakeContainer) -> None:
+    dump(container, "first")
+    container.fail = break_down
+    assert dump(container, "second") is Written.OLD
+    assert texts(container) == image("first")
+    assert imaging.is_whole(container.facts, RUN)
+
+
+def test_a_first_dump_that_fails_leaves_nothing_but_the_reason(container: FakeContainer) -> None:
+    container.fail = break_down
+    assert dump(container, "first") is Written.NOTHING
+    assert texts(container) == {}
+    record = Checkpoint.load("a")
+    assert record is not None and "CRIU: no" in record.invalid
+
+
+def test_a_crash_in_the_middle_leaves_the_one_before(container: FakeContainer) -> None:
+    dump(container, "first")
+    container.fail = crash
+    with pytest.raises(SystemExit):
+        dump(container, "second")
+    assert not imaging.is_whole(container.facts, RUN)
+    imaging.settle(container.facts.checkpoint_directory, Checkpoint.load("a"))
+    assert texts(container) == image("first")
+    assert imaging.is_whole(container.facts, RUN)
+
+
+def test_a_crash_before_the_dump_began_does_too(container: FakeContainer) -> None:
+    dump(container, "first")
+    directory = container.facts.checkpoint_directory
+    directory.rename(directory.with_name("checkpoint.before"))
+    imaging.settle(directory, Checkpoint.load("a"))
+    assert imaging.is_whole(container.facts, RUN)
+
+
+def test_a_crash_after_the_record_was_written_leaves_the_new_one(
+    container: FakeContainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dump(container, "first")
+    with monkeypatch.context() as patched, pytest.raises(SystemExit):
+        patched.setattr(imaging, "settle", lambda *_: crash())
+        dump(container, "second")
+    assert len(texts(container)) == 4
+    imaging.settle(container.facts.checkpoint_directory, Checkpoint.load("a"))
+    assert texts(container) == image("second")
+
+
+def test_a_disk_without_room_for_two_gives_up_the_one_before(
+    container: FakeContainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dump(container, "first")
+    record = Checkpoint.load("a")
+    assert record is not None
+    replace(record, size=1 << 60).save()
+    # With what the one before gives back it would fit.
+    monkeypatch.setattr(imaging, "disk_usage", lambda _: 1 << 60)
+    container.fail = crash
+    with pytest.raises(SystemExit):
+        dump(container, "second")
+    assert "checkpoint.before/inventory.img" not in texts(container)
+    record = Checkpoint.load("a")
+    assert record is not None and record.invalid == "the checkpoint was not finished"
+
+
+def test_an_image_elsewhere_is_written_there(container: FakeContainer, tmp_path: Path) -> None:
+    (tmp_path / "fast").mkdir()
+    container.facts.checkpoint_directory.symlink_to(tmp_path / "fast")
+    dump(container, "first")
+    container.fail = break_down
+    assert dump(container, "second") is Written.OLD
+    assert imaging.is_whole(container.facts, RUN)
+    assert [path.name for path in tmp_path.glob("fast*")] == ["fast"]
