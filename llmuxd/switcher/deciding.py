@@ -51,6 +51,7 @@ class Decider:
         self._seen: dict[str, tuple[Stage, bool]] = {}
         # One left, or died, after the last measurement was begun.
         self._outdated = True
+        self._measured_at = -inf
         self._parked: set[str] = set()
         self._connect_at: dict[str, float] = {}
 
@@ -67,8 +68,7 @@ class Decider:
 
     async def step(self) -> float | None:
         """Decide and begin what is to be done; the seconds until the next step is due anyhow."""
-        time = await self._catch_up()
-        decision = self._board.decide(time)
+        time, decision = await self._decide()
         self._obey(decision)
         self._spill()
         due = min(
@@ -77,6 +77,18 @@ class Decider:
             inf if decision.again_at is None else decision.again_at,
         )
         return None if due == inf else max(due - time, 0.0)
+
+    async def _decide(self) -> tuple[float, Decision]:
+        while True:
+            time = await self._catch_up()
+            decision = self._board.decide(time)
+            asked = [
+                self._fleet.models[verdict.model].waiters[-1].arrived for verdict in decision.refuse
+            ]
+            if self._gauge is None or max(asked, default=-inf) <= self._measured_at:
+                return time, decision
+            # Nobody is refused by what was measured before it asked.
+            await self._measure()
 
     async def _catch_up(self) -> float:
         """Have the board know all that is; the time at which it does."""
@@ -96,6 +108,7 @@ class Decider:
 
     async def _measure(self) -> None:
         self._outdated = False
+        self._measured_at = now()
         if self._gauge is not None:
             self._board.measure(await self._gauge())
 

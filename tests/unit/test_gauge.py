@@ -96,6 +96,16 @@ async def test_what_another_program_took_meanwhile_counts() -> None:
         assert stage.units.log[-2:] == ["stop a", "measure"]
 
 
+async def test_nobody_is_refused_by_what_was_measured_before_it_asked() -> None:
+    async with on_host(small("a", 20)) as (host, stage):
+        host.foreign = 5
+        for _ in range(2):
+            assert isinstance(await stage.client("a").error(), NoRoom)
+        host.foreign = 4
+        await stage.ask("a")
+        assert stage.units.log == ["measure", "measure", "measure", "start a"]
+
+
 async def test_one_that_died_made_room() -> None:
     async with on_host(small("a", 20), small("b", 20)) as (_, stage):
         await stage.ask("a")
