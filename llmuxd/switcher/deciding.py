@@ -115,8 +115,10 @@ class Decider:
     def _obey(self, decision: Decision) -> None:
         models = self._fleet.models
         for verdict in decision.refuse:
+            model, error = models[verdict.model], NoRoom(verdict.reason)
             log.info("%s", verdict.reason)
-            self._admission.refuse_all(models[verdict.model], NoRoom(verdict.reason))
+            model.last_error = str(error)
+            self._admission.refuse_all(model, error)
         for name in decision.call_back:
             self._transitions.call_back(models[name])
         for name in decision.drain:
