@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-# make demo | check | bench | bench-switch | install DESTDIR= PREFIX=
+# make demo | check | bench | bench-switch | install DESTDIR= PREFIX= | sdist | rpm
 
 PREFIX     ?= /usr
 DESTDIR    ?=
@@ -14,6 +14,7 @@ SYSCONFDIR ?= /etc
 POLICYDIR   = $(if $(filter /usr,$(PREFIX)),$(DATADIR),$(SYSCONFDIR))/dbus-1/system.d
 DOCDIR      = $(DATADIR)/doc/llmuxd
 CATALOGDIR  = $(PREFIX)/lib/systemd/catalog
+PRESETDIR   = $(PREFIX)/lib/systemd/system-preset
 
 UNITS = llmuxd.service llmuxd.socket llmux-model@.service \
 	llmux-gpus.service llmux-gpus.socket
@@ -26,6 +27,8 @@ all:
 	@echo "make check   lint, types and all tests"
 	@echo "make bench   the benchmarks, as tables with ratios"
 	@echo "make install DESTDIR= PREFIX=/usr"
+	@echo "make sdist   dist/*.tar.gz, the same bytes from the same sources"
+	@echo "make rpm     dist/*.rpm, by rpmbuild"
 
 # The manual pages, from Markdown by go-md2man. What it makes is kept beside it, so that an
 # installation needs no go-md2man; `make check` holds the two together.
@@ -75,11 +78,30 @@ install-files:
 		$(DESTDIR)$(DATADIR)/zsh/site-functions/_llmuxctl
 	install -D -m 644 packaging/completions/llmuxctl.fish \
 		$(DESTDIR)$(DATADIR)/fish/vendor_completions.d/llmuxctl.fish
+	install -D -m 644 packaging/90-llmuxd.preset $(DESTDIR)$(PRESETDIR)/90-llmuxd.preset
 	install -D -m 644 packaging/llmux.catalog $(DESTDIR)$(CATALOGDIR)/llmux.catalog
 	install -D -m 644 README.md $(DESTDIR)$(DOCDIR)/README.md
 	install -D -m 644 LICENSE $(DESTDIR)$(DATADIR)/licenses/llmuxd/LICENSE
 	test -e $(DESTDIR)$(SYSCONFDIR)/llmux/llmux.yaml || \
 		install -m 644 packaging/llmux.yaml $(DESTDIR)$(SYSCONFDIR)/llmux/llmux.yaml
+
+.PHONY: sdist
+sdist:
+	$(PYTHON) packaging/sdist.py
+
+# Elsewhere than on Fedora and its kin rpmbuild is told what their macros mean, and finds no
+# packages of theirs to hold the spec's BuildRequires against. (rpmbuild forgets what --load told it
+# when it turns to a noarch package.) RPMBUILD="--without tests" and the like are given to it.
+RPMBUILD ?=
+MACROS    = $(shell rpm --showrc | sed -n 's/^Macro path: //p')
+FEDORA    = $(if $(shell rpm --eval '%{?pyproject_wheel:yes}'),,--nodeps \
+	--macros '$(MACROS):$(CURDIR)/packaging/rpm/fedora.macros')
+.PHONY: rpm
+rpm: sdist
+	rpmbuild -bb $(FEDORA) --define '_topdir $(CURDIR)/build/rpm' \
+		--define '_sourcedir $(CURDIR)/dist' --define '_rpmdir $(CURDIR)/dist' \
+		--define '_build_name_fmt %%{NAME}-%%{VERSION}-%%{RELEASE}.%%{ARCH}.rpm' \
+		$(RPMBUILD) packaging/rpm/llmuxd.spec
 
 # Lint, types and every ring of tests; RINGS="tools lint unit" picks some.
 .PHONY: check

@@ -19,6 +19,7 @@ PACKAGES = (
     *("python3-pystemd", "python3-sdnotify", "python3-yaml"),
     # its installation and its tests
     *("make", "python3-pip", "python3-setuptools", "python3-wheel"),
+    *("file", "rpm", "rpmlint"),
     *("python3-hypothesis", "python3-pytest", "python3-pytest-asyncio"),
     # what a person types in it
     *("curl", "dbus-bin", "dbus-x11", "jq", "less", "libglib2.0-bin", "procps", "socat", "strace"),
