@@ -7,9 +7,11 @@ standard input asks for a call, one on standard output answers it.
 
     {"method": "StartUnit", "unit": "llmux-model@a.service"}    {"value": "/org/…/job/17"}
     {"method": "status", "unit": "llmux-model@a.service"}       {"value": {"ActiveState": …}}
+    {"method": "job", "path": "/org/…/job/17"}                  {"value": true}
     {"method": "list", "pattern": "llmux-model@*.service"}      {"value": ["llmux-model@a.service"]}
 
-A failed call is answered with {"error": TEXT}. The process ends when its input does, and when its
+A failed call is answered with {"error": TEXT}, one that PID 1 was not there for with
+{"away": TEXT}. The process ends when its input does, and when its
 connection to the bus is gone.
 """
 
@@ -28,6 +30,8 @@ _ROOT = b"/org/freedesktop/systemd1"
 _PROPERTIES = b"org.freedesktop.DBus.Properties"
 _UNIT_KEYS = ("ActiveState", "SubState", "FreezerState")
 _SERVICE_KEYS = ("Result", "StatusText")
+# PID 1 is not on the bus: nobody has its name, or it left between a call and its answer.
+_AWAY = (errno.EHOSTUNREACH, errno.ENXIO, errno.ETIMEDOUT)
 _GONE = (errno.ENOTCONN, errno.ECONNRESET, errno.EPIPE, errno.ESHUTDOWN, errno.ECONNREFUSED)
 
 
@@ -63,6 +67,16 @@ class Pid1:
         found = {key: _text(self._property(path, b"Unit", key)) for key in _UNIT_KEYS}
         return found | {key: _text(self._property(path, b"Service", key)) for key in _SERVICE_KEYS}
 
+    def has_job(self, path: str) -> bool:
+        """Whether the job is not over yet."""
+        try:
+            self._property(path.encode(), b"Job", "State")
+        except DBusBaseError as error:
+            if -int(error.errno) in (*_GONE, *_AWAY):
+                raise
+            return False
+        return True
+
     def _call(self, method: str, signature: bytes, values: list[bytes]) -> Any:
         arguments = apply_signature(signature, values)
         return self._bus.call_method(_SYSTEMD, _ROOT, _MANAGER, method.encode(), arguments).body
@@ -84,6 +98,8 @@ def answer(pid1: Pid1, request: dict[str, str]) -> object:
             return None
         case "status":
             return pid1.status(request["unit"])
+        case "job":
+            return pid1.has_job(request["path"])
         case "list":
             return pid1.list_units(request["pattern"])
         case _:
@@ -103,7 +119,8 @@ def main() -> int:
                     # No answer: who asked starts the next one, with a new connection.
                     return 1
                 # The message is bytes, whatever the annotations say.
-                reply = {"error": _text(error.err_message or str(error))}
+                words = _text(error.err_message or str(error))
+                reply = {"away" if -int(error.errno) in _AWAY else "error": words}
             print(json.dumps(reply), flush=True)
     return 0
 

@@ -8,17 +8,16 @@ job's signal can overtake the call's reply, the last ones are remembered.
 
 import asyncio
 import contextlib
-import json
 import logging
-import sys
 from collections import OrderedDict
 from collections.abc import Callable
 
-from dbus_next import Message, MessageType
+from dbus_next import DBusError, Message, MessageType
 from dbus_next.aio import MessageBus
 
 from . import names
-from .errors import SystemdUnreachable, UnitRefused
+from .caller import Caller
+from .errors import LlmuxError, SystemdUnreachable
 from .state import UnitStatus
 
 log = logging.getLogger(__name__)
@@ -36,79 +35,12 @@ _KEYS = {
     "Result": "result",
     "StatusText": "text",
 }
-# A call is a round trip to PID 1; daemon-reload on a large host takes it seconds.
-CALL_TIMEOUT = 60.0
 REMEMBERED_JOBS = 256
-# One line lists all models' units, at up to 256 bytes each.
-REPLY_LIMIT = 16 << 20
+# A job whose end was not heard is asked for: what PID 1 has to say while it executes itself anew
+# (daemon-reexec, an update of systemd) nobody hears.
+ASK_AGAIN = 5.0
 
 Changed = Callable[[str, UnitStatus], None]
-
-
-class _Caller:
-    """The process that calls PID 1; started when needed, again when it died."""
-
-    def __init__(self) -> None:
-        self._process: asyncio.subprocess.Process | None = None
-        self._turn = asyncio.Lock()
-
-    async def call(self, **request: str) -> object:
-        """One request, one answer. A lost process is tried again once: the calls are idempotent."""
-        async with self._turn:
-            try:
-                return await self._ask(request)
-            except (OSError, EOFError, TimeoutError):
-                await self._end()
-            try:
-                return await self._ask(request)
-            except (OSError, EOFError, TimeoutError) as error:
-                await self._end()
-                why = str(error) or "no reply"
-                raise SystemdUnreachable(f"systemd does not answer: {why}") from None
-            except asyncio.CancelledError:
-                await self._end()
-                raise
-
-    async def close(self) -> None:
-        """End the process."""
-        async with self._turn:
-            await self._end()
-
-    async def _ask(self, request: dict[str, str]) -> object:
-        if self._process is None:
-            self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "llmuxd.pid1",
-                stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
-                limit=REPLY_LIMIT,
-            )  # fmt: skip
-        process = self._process
-        assert process.stdin is not None and process.stdout is not None
-        try:
-            process.stdin.write(json.dumps(request).encode() + b"\n")
-            line = await asyncio.wait_for(process.stdout.readline(), CALL_TIMEOUT)
-        except asyncio.CancelledError:
-            # Its answer would be taken for the next call's.
-            await self._end()
-            raise
-        if not line:
-            raise EOFError("the caller process ended")
-        reply = json.loads(line)
-        if "error" in reply:
-            raise UnitRefused(f"systemd refused {request['method']}: {reply['error']}")
-        return reply["value"]
-
-    async def _end(self) -> None:
-        process, self._process = self._process, None
-        if process is None:
-            return
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        await asyncio.shield(process.wait())
-        if process.stdin is not None:
-            # What could not be written any more is of no interest.
-            process.stdin.close()
-            with contextlib.suppress(OSError):
-                await process.stdin.wait_closed()
 
 
 class Units:
@@ -117,10 +49,12 @@ class Units:
     def __init__(self) -> None:
         self.changed: Changed = lambda name, status: None
         self.lost: Callable[[], None] = lambda: None
-        self._caller = _Caller()
+        self._caller = Caller()
         self._status: dict[str, UnitStatus] = {}
         self._jobs: dict[str, asyncio.Future[str]] = {}
         self._ended: OrderedDict[str, str] = OrderedDict()
+        self._catching_up: asyncio.Task[None] | None = None
+        self._bus: MessageBus | None = None
 
     async def attach(self, bus: MessageBus) -> None:
         """Take signals from `bus`, a fresh connection to the system bus, and read what is."""
@@ -129,19 +63,18 @@ class Units:
             f"type='signal',sender='{_SYSTEMD}',interface='{_MANAGER}',member='JobRemoved'",
             f"type='signal',sender='{_SYSTEMD}',member='PropertiesChanged',"
             f"path_namespace='{_UNIT_PATHS}'",
+            f"type='signal',sender='{_SYSTEMD}',interface='{_MANAGER}',member='Reloading'",
         ):
             await self._bus_call(bus, "org.freedesktop.DBus", "/org/freedesktop/DBus",
                                  "org.freedesktop.DBus", "AddMatch", "s", [rule])  # fmt: skip
-        await self._bus_call(bus, _SYSTEMD, _ROOT, _MANAGER, "Subscribe", "", [])
-        listed = {names.from_unit(unit) for unit in await self._list()}
-        # One that ended while nobody listened is not listed any more.
-        for name in (listed | set(self._status)) - {None}:
-            assert name is not None
-            await self.refresh(name)
+        self._bus = bus
+        await self._subscribe(bus)
+        await self._read_all()
         self._fail_jobs()
 
     def detach(self) -> None:
         """The bus connection is gone: nobody will hear a job's end any more."""
+        self._bus = None
         self._fail_jobs()
 
     def running(self) -> list[str]:
@@ -178,7 +111,21 @@ class Units:
 
     async def close(self) -> None:
         """End the process that calls PID 1."""
+        if self._catching_up is not None:
+            self._catching_up.cancel()
+            await asyncio.gather(self._catching_up, return_exceptions=True)
         await self._caller.close()
+
+    async def _subscribe(self, bus: MessageBus) -> None:
+        """Have systemd send its signals at all; once more is harmless."""
+        await self._bus_call(bus, _SYSTEMD, _ROOT, _MANAGER, "Subscribe", "", [])
+
+    async def _read_all(self) -> None:
+        listed = {names.from_unit(unit) for unit in await self._list()}
+        # One that ended while nobody listened is not listed any more.
+        for name in (listed | set(self._status)) - {None}:
+            assert name is not None
+            await self.refresh(name)
 
     async def _list(self) -> list[str]:
         pattern = f"{names.UNIT_PREFIX}*{names.UNIT_SUFFIX}"
@@ -192,11 +139,34 @@ class Units:
         if result is None:
             future = self._jobs.setdefault(path, asyncio.get_running_loop().create_future())
             try:
-                result = await asyncio.shield(future)
+                result = await self._end_of(path, future)
             finally:
                 self._jobs.pop(path, None)
         await self.refresh(name)
         return result
+
+    async def _end_of(self, path: str, future: asyncio.Future[str]) -> str:
+        while True:
+            with contextlib.suppress(TimeoutError):
+                return await asyncio.wait_for(asyncio.shield(future), ASK_AGAIN)
+            await self._ask_for(path)
+
+    async def _ask_for(self, path: str) -> None:
+        """Whoever waits for the job looks for himself if it is over and nobody heard of it."""
+        with contextlib.suppress(LlmuxError):
+            if not await self._caller.call(method="job", path=path):
+                self._job_removed(path, "lost")
+
+    async def _catch_up(self) -> None:
+        """PID 1 has read its units anew, or executed itself: its signals may have been missed."""
+        try:
+            if self._bus is not None:
+                await self._subscribe(self._bus)
+            await self._read_all()
+            for path in list(self._jobs):
+                await self._ask_for(path)
+        except (LlmuxError, DBusError, OSError, EOFError) as error:
+            log.warning("what systemd did meanwhile is not known: %s", error)
 
     def _fail_jobs(self) -> None:
         """Wake those who wait for a job whose end may be missed; they look for themselves."""
@@ -212,6 +182,10 @@ class Units:
             self._job_removed(path, result)
         elif message.member == "PropertiesChanged" and message.path.startswith(_MODEL_PATHS):
             self._properties_changed(message)
+        elif message.member == "Reloading" and message.interface == _MANAGER:
+            (begins,) = message.body
+            if not begins and (self._catching_up is None or self._catching_up.done()):
+                self._catching_up = asyncio.create_task(self._catch_up(), name="catch up")
 
     def _job_removed(self, path: str, result: str) -> None:
         future = self._jobs.get(path)

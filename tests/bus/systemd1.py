@@ -92,6 +92,19 @@ class Systemd:
             self.change(unit, ActiveState="failed", SubState="failed", Result="exit-code")
         self.removed(job, unit, result)
 
+    def finish_unheard(self, job: str) -> None:
+        """End a held job without a word about it."""
+        method, unit = self.held.pop(job)
+        signal, self._signal = self._signal, lambda *_: None  # type: ignore[method-assign]
+        try:
+            self._carry_out(method, unit)
+        finally:
+            self._signal = signal  # type: ignore[method-assign]
+
+    def reloading(self, begins: bool) -> None:
+        """Tell that systemd begins to read its units anew, or has done so."""
+        self._signal(ROOT, MANAGER, "Reloading", "b", [begins])
+
     def removed(self, job: str, unit: str, result: str) -> None:
         """Tell that a job has ended."""
         number = int(job.rpartition("/")[2])
@@ -139,6 +152,12 @@ class Systemd:
                 self._job(message)
             case "LoadUnit":
                 self._reply(message, "o", unit_path(message.body[0]))
+            case "Get" if message.path.startswith(f"{ROOT}/job/"):
+                if message.path in self.held:
+                    self._reply(message, "v", Variant("s", "running"))
+                else:
+                    gone = "org.freedesktop.DBus.Error.UnknownObject", "Unknown object."
+                    self.bus.send(Message.new_error(message, *gone))
             case "Get":
                 self._reply(message, "v", Variant("s", self._property(message)))
             case "ListUnitsByPatterns":

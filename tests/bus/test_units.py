@@ -10,7 +10,7 @@ import pytest
 from dbus_next.aio import MessageBus
 from dbus_next.constants import BusType
 
-from llmuxd import names, units
+from llmuxd import caller, names, units
 from llmuxd.errors import LlmuxError, SystemdUnreachable, UnitRefused
 from llmuxd.state import UnitStatus
 from llmuxd.units import Units
@@ -139,6 +139,62 @@ async def test_many_strange_jobs_are_forgotten(systemd: Systemd, attached: Attac
     assert len(attached.units._ended) <= units.REMEMBERED_JOBS
 
 
+async def test_job_whose_end_was_not_heard_is_asked_for(
+    systemd: Systemd, attached: Attached, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(units, "ASK_AGAIN", 0.05)
+    systemd.hold_jobs = True
+    task = asyncio.create_task(attached.units.start("a"))
+    await attached.until_active("a", "activating")
+    systemd.asked.clear()
+    await systemd.asked.wait()  # it asks, and the job is there
+    assert not task.done()
+    systemd.finish_unheard(f"{ROOT}/job/1")
+    assert await task == "lost"
+    assert attached.units.status("a").active == "active"
+
+
+async def test_what_happened_while_systemd_executed_itself_is_caught_up_with(
+    systemd: Systemd, attached: Attached
+) -> None:
+    await attached.units.start("b")
+    systemd.hold_jobs = True
+    one = asyncio.create_task(attached.units.start("a"))
+    await attached.until_active("a", "activating")
+    two = asyncio.create_task(attached.units.stop("b"))
+    await attached.until_active("b", "deactivating")
+    systemd.reloading(True)
+    systemd.finish_unheard(f"{ROOT}/job/2")
+    systemd.reloading(False)
+    assert await one == "lost"
+    assert attached.units.status("a").active == "active"
+    assert not two.done()
+    systemd.finish(f"{ROOT}/job/3")
+    assert await two == "done"
+
+
+async def test_systemd_that_is_away_for_a_moment_is_waited_for(
+    systemd: Systemd, attached: Attached
+) -> None:
+    assert systemd.bus is not None
+    await systemd.bus.release_name(NAME)
+    task = asyncio.create_task(attached.units.start("a"))
+    done, _ = await asyncio.wait([task], timeout=3 * caller.AWAY_PAUSE)
+    assert not done
+    await systemd.bus.request_name(NAME)
+    assert await task == "done"
+
+
+async def test_systemd_that_stays_away_is_an_error(
+    systemd: Systemd, attached: Attached, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(caller, "AWAY_LIMIT", 0.05)
+    assert systemd.bus is not None
+    await systemd.bus.release_name(NAME)
+    with pytest.raises(SystemdUnreachable):
+        await attached.units.start("a")
+
+
 # A silent PID 1
 
 
@@ -161,7 +217,7 @@ async def test_loop_turns_while_pid1_is_silent(systemd: Systemd, attached: Attac
 async def test_pid1_that_never_answers_is_an_error(
     systemd: Systemd, attached: Attached, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(units, "CALL_TIMEOUT", 0.05)
+    monkeypatch.setattr(caller, "CALL_TIMEOUT", 0.05)
     systemd.speaks.clear()
     with pytest.raises(SystemdUnreachable, match="does not answer"):
         await attached.units.start("a")

@@ -214,3 +214,22 @@ def test_a_model_that_was_removed_while_llmuxd_was_down_leaves() -> None:
     sh("systemctl", "restart", "llmuxd.service")
     eventually(lambda: unit(OPT, "ActiveState") == "inactive", "its unit is stopped")
     assert complete(QWEN).text
+
+
+def test_systemd_that_executes_itself_anew_in_mid_switch_loses_nothing() -> None:
+    """As each update of systemd has it do; what it has to say meanwhile nobody hears."""
+    two_fakes(snapshot="pristine")
+    sh("llmuxctl", "warmup")
+    for number in range(8):
+        new = (OPT, QWEN)[number % 2]
+        with subprocess.Popen(
+            ["curl", "-sSf", "http://127.0.0.1:4000/v1/completions", "-d",
+             json.dumps({"model": new, "prompt": "Hi", "max_tokens": 3})],
+            stdout=subprocess.PIPE,
+        ) as client:  # fmt: skip
+            moving = ("draining", "starting")
+            eventually(lambda: state(OPT) in moving or state(QWEN) in moving, "the switch")
+            sh("systemctl", "daemon-reexec")
+            out, _ = client.communicate(timeout=60)
+        assert json.loads(out)["choices"][0]["text"]
+        assert state(new) == "serving"
