@@ -3,14 +3,14 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
 
 import yaml
 
-from . import files, names
+from . import names
 from .errors import ConfigInvalid, InvalidName, NoSuchModel
 from .nodes import MAX_SHOWN, NULL, Nodes, nearest
 
@@ -143,7 +143,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """The whole file. `models` keeps the file's order."""
+    """The whole file. `models` keeps the file's order; `text` is what was read."""
 
     path: Path
     models: dict[str, ModelConfig] = field(default_factory=dict)
@@ -151,6 +151,7 @@ class Config:
     queue_limit: int = DEFAULT_QUEUE_LIMIT
     default_model: str = ""
     upstream: Upstream = Upstream.READ
+    text: str = field(default="", repr=False, compare=False)
 
     @cached_property
     def aliases(self) -> dict[str, str]:
@@ -173,26 +174,7 @@ class Config:
         raise NoSuchModel(f"there is no model {shown!r}", hint)
 
 
-_TOP_LEVEL = [f.name for f in fields(Config) if f.name != "path"]
-
-
-def point_units_to(path: Path) -> None:
-    """Have the models' units read the file that this llmuxd was given."""
-    link = _link()
-    link.parent.mkdir(parents=True, exist_ok=True)
-    link.unlink(missing_ok=True)
-    if path != DEFAULT_PATH:
-        link.symlink_to(path.absolute())
-
-
-def current_path() -> Path:
-    """The file that the running llmuxd was given, for who is started by it."""
-    link = _link()
-    return link.readlink() if link.is_symlink() else DEFAULT_PATH
-
-
-def _link() -> Path:
-    return files.runtime_root() / "llmux.yaml"
+_TOP_LEVEL = [f.name for f in fields(Config) if f.name not in ("path", "text")]
 
 
 def load(path: Path) -> Config:
@@ -224,7 +206,7 @@ def parse(text: str, path: Path) -> Config:
         raise ConfigInvalid(f"{where}: {error.reason}") from None
     if root is None:
         raise ConfigInvalid(f"{path}: the file is empty", "it needs a 'models:' section")
-    return _Reader(path).config(root)
+    return replace(_Reader(path).config(root), text=text)
 
 
 def _check_depth(text: str, path: Path) -> None:

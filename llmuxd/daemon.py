@@ -14,7 +14,7 @@ from typing import Any
 import pystemd.daemon
 import sdnotify
 
-from . import config
+from . import accepted, config
 from .bus import Bus
 from .control import Control
 from .errors import ConfigInvalid, LlmuxError, NoSocket
@@ -35,6 +35,7 @@ class Daemon:
 
     def __init__(self, path: Path, loaded: config.Config, port: int | None):
         self._path = path
+        self._loaded = loaded
         self._port = port
         self._notify = sdnotify.SystemdNotifier().notify
         self._units = Units()
@@ -54,7 +55,6 @@ class Daemon:
         try:
             await self._serve()
         finally:
-            config.point_units_to(config.DEFAULT_PATH)
             await self._units.close()
         if self._failure is not None:
             raise self._failure
@@ -65,10 +65,17 @@ class Daemon:
             loop.add_signal_handler(number, self._stop.set)
         loop.add_signal_handler(signal.SIGHUP, self._hangup.set)
         sockets = listening_sockets(self._port)
-        config.point_units_to(self._path)
         self._gpus.changed = lambda: self._switcher.measure(self._gpus.read())
         self._own(self._gpus.run(), "gpus")
         bus = await self._connect()
+        # Not before the name is taken: models of another llmuxd would read it.
+        await asyncio.to_thread(accepted.publish, self._loaded)
+        try:
+            await self._serve_on(sockets, bus)
+        finally:
+            accepted.withdraw()
+
+    async def _serve_on(self, sockets: list[socket.socket], bus: Bus) -> None:
         self._own(self._switcher.run(), "switcher")
         self._own(self._keep_connected(bus), "bus")
         self._own(self._watchdog(), "watchdog")
@@ -85,6 +92,7 @@ class Daemon:
         """Take the configuration file as it is now; an error leaves all as it was."""
         async with self._reloading:
             loaded = await asyncio.to_thread(config.load, self._path)
+            await asyncio.to_thread(accepted.publish, loaded)
             self._switcher.reload(loaded)
         log.info("configuration reloaded, %d models", len(loaded.models),
                  extra=about(Event.CONFIG_RELOADED))  # fmt: skip

@@ -33,6 +33,16 @@ def write_json(path: Path, value: Mapping[str, object]) -> None:
     temporary.replace(path)
 
 
+def write_private(path: Path, text: str) -> None:
+    """Replace `path` by `text`, for the owner's eyes only."""
+    temporary = path.with_name(path.name + ".new")
+    temporary.unlink(missing_ok=True)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(text)
+    temporary.replace(path)
+
+
 def texts(value: object) -> tuple[str, ...]:
     """The list in a value that was read; empty where it is none."""
     return tuple(str(item) for item in value) if isinstance(value, list) else ()

@@ -6,6 +6,7 @@ names the scheme of its packages in sysconfig, and that is the one wanted here.
 """
 
 import argparse
+import site
 import subprocess
 import sys
 import sysconfig
@@ -13,7 +14,10 @@ import tempfile
 from pathlib import Path
 
 # Debian's and Fedora's own; the last is plain Python's.
-SCHEMES = ("deb_system", "rpm_prefix", "posix_prefix")
+SCHEMES = {
+    Path("/usr"): ("deb_system", "rpm_prefix", "posix_prefix"),
+    Path("/usr/local"): ("posix_local", "posix_prefix"),
+}
 
 
 def main() -> int:
@@ -22,11 +26,8 @@ def main() -> int:
     parser.add_argument("--prefix", default="/usr")
     parser.add_argument("--root", default="/")
     arguments = parser.parse_args()
-    scheme = next(name for name in SCHEMES if name in sysconfig.get_scheme_names())
-    base = {"base": arguments.prefix, "platbase": arguments.prefix}
-    site = sysconfig.get_path("purelib", scheme, base)
     root = Path(arguments.root)
-    target = root / site.lstrip("/")
+    target = root / packages(Path(arguments.prefix)).lstrip("/")
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
     with tempfile.TemporaryDirectory() as work:
         subprocess.run(
@@ -46,6 +47,18 @@ def main() -> int:
         (target / "bin" / name).replace(scripts / name)
     (target / "bin").rmdir()
     return 0
+
+
+def packages(prefix: Path) -> str:
+    """The directory below `prefix` that the interpreter has in its path."""
+    schemes = SCHEMES.get(prefix, ("posix_prefix",))
+    scheme = next(name for name in schemes if name in sysconfig.get_scheme_names())
+    # Debian's posix_local puts `local` behind its base.
+    base = str(prefix.parent if scheme == "posix_local" else prefix)
+    found = sysconfig.get_path("purelib", scheme, {"base": base, "platbase": base})
+    if found not in site.getsitepackages():
+        print(f"note: {sys.executable} does not look into {found}: set PYTHONPATH", file=sys.stderr)
+    return found
 
 
 if __name__ == "__main__":

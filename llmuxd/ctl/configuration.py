@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from .. import config
+from .. import accepted, config
 from ..errors import ConfigInvalid
 from .exits import Exit
 from .models import print_json
@@ -46,14 +46,14 @@ async def show(arguments: argparse.Namespace) -> int:
 
 def _path(arguments: argparse.Namespace) -> Path:
     given: Path | None = arguments.config
-    return given or config.current_path()
+    return given or accepted.path()
 
 
 def _effective(loaded: config.Config) -> dict[str, object]:
     rest = {
         each.name: _plain(getattr(loaded, each.name))
         for each in fields(loaded)
-        if each.name not in ("path", "models")
+        if each.name not in ("path", "text", "models")
     }
     return {"models": {name: _model(each) for name, each in loaded.models.items()}, **rest}
 

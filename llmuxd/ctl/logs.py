@@ -6,7 +6,7 @@ import contextlib
 import os
 import shlex
 
-from .. import config, names
+from .. import accepted, config, names
 from ..errors import LlmuxError
 from .daemon import Daemon
 from .remote import ssh
@@ -33,5 +33,5 @@ async def _resolved(arguments: argparse.Namespace) -> str:
             return str((await daemon.model(model))["Name"])
     if not arguments.host:
         with contextlib.suppress(LlmuxError):
-            return config.load(config.current_path()).resolve(model)
+            return config.load(accepted.path()).resolve(model)
     return model

@@ -5,7 +5,7 @@ import argparse
 import asyncio
 import contextlib
 
-from .. import __version__, config
+from .. import __version__, accepted
 from ..errors import LlmuxError
 from .daemon import Daemon
 from .exits import Exit
@@ -38,7 +38,7 @@ async def check(arguments: argparse.Namespace) -> int:
     """Whether this host has what llmuxd needs."""
     from . import check as checks
 
-    results = await asyncio.to_thread(checks.run, arguments.config or config.current_path())
+    results = await asyncio.to_thread(checks.run, arguments.config or accepted.path())
     if arguments.json:
         print_json([vars(result) for result in results])
     else:

@@ -6,7 +6,9 @@ import logging
 import sys
 from pathlib import Path
 
-from .. import config, journal, names
+import sdnotify
+
+from .. import accepted, config, journal, names
 from ..errors import LlmuxError, NoSuchModel
 from ..events import Event, about
 from .lifecycle import DiedAlone, Lifecycle
@@ -35,21 +37,23 @@ def main() -> int:
     journal.set_up(verbose=arguments.verbose)
     try:
         name = names.unescape(arguments.instance)
-        model = _model(name, arguments.config or config.current_path(), arguments.verb)
+        model = _model(name, arguments.config, arguments.verb)
     except LlmuxError as error:
+        # The status text stays with the failed unit: systemctl status and llmuxd show it.
+        sdnotify.SystemdNotifier().notify(f"STATUS=failed: {error}")
         log.error("%s", error)
         return 2
     return _run(arguments.verb, Lifecycle(model))
 
 
-def _model(name: str, path: Path, verb: str) -> config.ModelConfig:
+def _model(name: str, path: Path | None, verb: str) -> config.ModelConfig:
     """The definition of `name`; a stop needs none, and must work when the file is broken."""
     if verb != "start":
         return config.ModelConfig(name=name, image="")
-    models = config.load(path).models
-    if name not in models:
-        raise NoSuchModel(f"{path} has no model {name!r}")
-    return models[name]
+    found = config.load(path) if path else accepted.load()
+    if name not in found.models:
+        raise NoSuchModel(f"{found.path} has no model {name!r}")
+    return found.models[name]
 
 
 def _run(verb: str, lifecycle: Lifecycle) -> int:
@@ -64,8 +68,7 @@ def _run(verb: str, lifecycle: Lifecycle) -> int:
             case _:
                 lifecycle.clean_up()
     except (StartFailed, DiedAlone, CommandFailed, CannotPark, CannotWake) as error:
-        if isinstance(error, StartFailed | DiedAlone):
-            # The status text stays with the failed unit: systemctl status and llmuxd show it.
+        if verb == "start" or isinstance(error, DiedAlone):
             lifecycle.tell(f"failed: {error}")
         log.error("%s", error, extra=about(_EVENTS.get(type(error)), phase=verb))
         return 1

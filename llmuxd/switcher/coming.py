@@ -65,6 +65,8 @@ class Coming:
         if model.backend is None:
             model.connect_at = now() + pauses.LEAVE_AGAIN
             raise UnitRefused(f"the unit of {model.name!r} is active but does not say where it is")
+        # Whatever kept it from starting does so no more.
+        model.failures, model.may_start_at, model.last_error = 0, 0.0, ""
         log.info("%s: adopted on port %d", model.name, model.backend.port,
                  extra=about(model=model.name, phase="adopted"))  # fmt: skip
 

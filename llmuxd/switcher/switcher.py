@@ -182,6 +182,8 @@ class Switcher:
             self._book.forget(model.name)
         model.config = config
         model.removed = False
+        # The file was mended, perhaps.
+        model.failures, model.may_start_at = 0, 0.0
         self._fleet.changed(model)
 
     # The daemon's

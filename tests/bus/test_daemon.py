@@ -15,7 +15,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from llmuxd import names
+from llmuxd import accepted, names
 from tests.unit.engine import Engine, an_engine
 from tests.unit.fake_units import an_activation
 
@@ -385,6 +385,8 @@ async def test_no_bus_is_one_line_and_status_1(
 async def test_second_llmuxd_is_told_so(daemon: Daemon) -> None:
     status, _, err = await run("-c", str(daemon.config), "-p", str(free_port()))
     assert status == 1 and "another process owns the bus name org.llmux" in err
+    # What the first one's models read is still there.
+    assert accepted.path() == daemon.config and accepted.load().text == GOOD
     assert "Traceback" not in err
 
 

@@ -97,7 +97,7 @@ def test_llmuxd_has_these_options_and_no_others(monkeypatch: pytest.MonkeyPatch)
 
 def test_configuration_has_these_keys_and_no_others() -> None:
     keys = {each.name for each in fields(config.ModelConfig)} - {"name"}
-    top = {each.name for each in fields(config.Config)} - {"path"} | {"defaults"}
+    top = {each.name for each in fields(config.Config)} - {"path", "text"} | {"defaults"}
     assert items(page("llmux.yaml.5")) == keys | top
 
 

@@ -142,7 +142,16 @@ def test_models_list_and_an_alias() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["a b", "Modèle/№ 1", ".hidden", "x--y__z", "50%i $HOME \\x2d", "UPPER.Case-7B:Q4"]
+    "name",
+    [
+        "/models/x",
+        "a b",
+        "Modèle/№ 1",
+        ".hidden",
+        "x--y__z",
+        "50%i $HOME \\x2d",
+        "UPPER.Case-7B:Q4",
+    ],
 )
 def test_any_name_works_as_a_unit(name: str) -> None:
     configure({name: {"args": ["--model", name]}})
