@@ -4,7 +4,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from .checks import basics, criu, gpu, models, service
+from .checks import basics, criu, gpu, models, service, vram
 from .checks.host import Host
 from .checks.look import Look
 from .checks.result import Result, Status, fail
@@ -28,6 +28,7 @@ CHECKS: tuple[Check, ...] = (
     gpu.driver,
     gpu.libcuda,
     gpu.gpus,
+    vram.vram,
     gpu.io_uring,
     gpu.cuda_checkpoint,
     gpu.cuda_plugin,

@@ -194,6 +194,9 @@ BUSCTL = (
     " org.freedesktop.DBus ListActivatableNames"
 )
 CHECK_CONF = "criu check --config /etc/criu/crun.conf"
+QUERY_MEMORY = (
+    "nvidia-smi --query-gpu=index,memory.total,memory.reserved --format=csv,noheader,nounits"
+)
 QUERY_GPUS = "nvidia-smi --query-gpu=index,name,mig.mode.current --format=csv,noheader"
 
 
@@ -247,6 +250,7 @@ def gpu(cpu: RecordedHost) -> RecordedHost:
     cpu.commands |= {
         "nvidia-smi": Done(0, NVIDIA_SMI),
         QUERY_GPUS: Done(0, "0, NVIDIA H100 80GB HBM3, Disabled\n"),
+        QUERY_MEMORY: Done(0, "0, 81559, 480\n"),
         "/usr/local/bin/cuda-checkpoint -h": Done(0, "--action lock|checkpoint|restore|unlock\n"),
     }
     cpu.files |= {
@@ -283,7 +287,7 @@ def test_host_without_gpu_is_all_ok_or_skipped(cpu: RecordedHost) -> None:
     status = {result.name: result.status for result in results}
     assert set(status.values()) == {Status.OK, Status.SKIP}, results
     skipped = [name for name, value in status.items() if value is Status.SKIP]
-    of_gpus = ["driver", "libcuda", "gpus", "cuda-checkpoint", "cuda plugin"]
+    of_gpus = ["driver", "libcuda", "gpus", "vram", "cuda-checkpoint", "cuda plugin"]
     assert skipped == [*of_gpus, "devices"]
     assert all(found(cpu, name).text == "no NVIDIA GPU in this host" for name in of_gpus)
 
@@ -712,6 +716,29 @@ def test_gpu_that_is_not_there(gpu: RecordedHost) -> None:
     gpu.files[str(CONFIG)] = MODELS.replace("b: {}", "b: {gpus: [0, 3]}")
     failing(gpu, "gpus", "b wants GPU 3, this host has 0", "correct its 'gpus:'")
     failing(gpu, "devices", "nvidia.com/gpu=3 is not in /etc/cdi/nvidia.yaml", "nvidia-ctk")
+
+
+def test_vram_that_no_gpu_has(gpu: RecordedHost) -> None:
+    told(gpu, "vram", Status.OK, "GPU 0: 79.2G")
+    gpu.files[str(CONFIG)] = MODELS.replace("b: {}", "b: {vram: 79GiB}")
+    told(gpu, "vram", Status.OK, "GPU 0: 79.2G")
+    gpu.files[str(CONFIG)] = MODELS.replace("b: {}", "b: {vram: 80GiB}")
+    failing(gpu, "vram", "b wants 80.0G of GPU 0, which has 79.2G", "lower its 'vram:'")
+    gpu.commands[QUERY_MEMORY] = Done(0, "0, [N/A], [N/A]\n")
+    told(gpu, "vram", Status.OK, "measured when llmuxd runs")
+
+
+def test_vram_is_measured(gpu: RecordedHost) -> None:
+    show = "systemctl show -P"
+    gpu.commands[f"{show} ActiveState llmuxd.service"] = Done(0, "active\n")
+    told(gpu, "vram", Status.WARN, "is not measured", "systemctl restart llmuxd.service")
+    gpu.files[str(CONFIG)] = MODELS.replace("b: {}", "b: {vram: 1GiB}")
+    failing(gpu, "vram", "is not measured: llmux-gpus.socket", "systemctl restart llmuxd.service")
+    gpu.commands[f"{show} ActiveState llmux-gpus.socket"] = Done(0, "active\n")
+    gpu.commands[f"{show} StatusText llmux-gpus.service"] = Done(0, "Driver Not Loaded (9)\n")
+    failing(gpu, "vram", "Driver Not Loaded", "systemctl status llmux-gpus.service")
+    gpu.commands[f"{show} StatusText llmux-gpus.service"] = Done(0, "GPU 0: 1 of 2 MiB used\n")
+    told(gpu, "vram", Status.OK, "GPU 0: 1 of 2 MiB used")
 
 
 def test_io_uring(gpu: RecordedHost) -> None:
