@@ -41,7 +41,7 @@ class Daemon:
         self._units = Units()
         self._gpus = Gpus()
         self._switcher = Switcher(loaded, self._units, self._gpus.measure)
-        self._control = Control(self._switcher, self.reload)
+        self._control = Control(self._switcher, self._gpus, self.reload)
         self._proxy = Proxy(self._switcher)
         self._tasks: list[asyncio.Task[None]] = []
         self._stop = asyncio.Event()
@@ -65,7 +65,7 @@ class Daemon:
             loop.add_signal_handler(number, self._stop.set)
         loop.add_signal_handler(signal.SIGHUP, self._hangup.set)
         sockets = listening_sockets(self._port)
-        self._gpus.changed = lambda: self._switcher.measure(self._gpus.read())
+        self._gpus.changed = self._measured
         self._own(self._gpus.run(), "gpus")
         bus = await self._connect()
         # Not before the name is taken: models of another llmuxd would read it.
@@ -160,6 +160,10 @@ class Daemon:
         while interval:
             self._notify("WATCHDOG=1")
             await asyncio.sleep(interval)
+
+    def _measured(self) -> None:
+        self._switcher.measure(self._gpus.read())
+        self._control.gpus_changed()
 
     def _tell(self, name: str) -> None:
         """Keep `systemctl status llmuxd` true."""

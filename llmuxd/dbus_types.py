@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     Bool = bool
     Double = float
+    GpuRows = list[list[object]]
     Numbers = list[int]
+    Seconds = dict[str, float]
     ObjectPath = str
     String = str
     StringMap = dict[str, str]
@@ -24,7 +26,9 @@ if TYPE_CHECKING:
 else:
     Bool = "b"
     Double = "d"
+    GpuRows = "a(usttt)"
     Numbers = "au"
+    Seconds = "a{sd}"
     ObjectPath = "o"
     String = "s"
     StringMap = "a{ss}"

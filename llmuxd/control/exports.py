@@ -3,6 +3,7 @@
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -15,6 +16,7 @@ from .. import names
 from ..bus import Bus
 from ..errors import SystemdUnreachable
 from ..events import Event, about
+from ..gpus import Gpus
 from ..jobs import Job
 from ..switcher import Switcher
 from .edge import is_no_answer
@@ -26,18 +28,22 @@ log = logging.getLogger(__name__)
 
 BUS_NAME = "org.llmux"
 MANAGER_PATH = "/Manager"
+# Seconds between two rounds of PropertiesChanged.
+PAUSE = 0.02
 
 
 class Control:
     """Exports the switcher on whatever bus connection there is."""
 
-    def __init__(self, switcher: Switcher, reload: Callable[[], Awaitable[None]]):
+    def __init__(self, switcher: Switcher, gpus: Gpus, reload: Callable[[], Awaitable[None]]):
         self._switcher = switcher
-        self._manager = ManagerInterface(switcher, reload)
+        self._manager = ManagerInterface(switcher, gpus, reload)
         self._models: dict[str, ModelInterface] = {}
         self._jobs: dict[int, JobInterface] = {}
         self._dirty: set[str] = set()
         self._seen: dict[str, dict[str, Any]] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._flushed = -math.inf
         self._bus: Bus | None = None
         logging.getLogger().addFilter(is_no_answer)
         switcher.listeners.append(self.model_changed)
@@ -69,21 +75,31 @@ class Control:
         self._bus = None
 
     def model_changed(self, name: str) -> None:
-        """Tell the bus which properties of the model are not what they were.
-
-        All changes of one turn of the loop become one signal: a thousand requests let in at once
-        would fill the socket, and dbus-next 0.2.3 takes a full socket for a broken one.
-        """
+        """Tell the bus which properties of the model are not what they were."""
         if self._bus is None:
             return
         if name in self._switcher.names() and name not in self._models:
             self._export_model(name)
-        if not self._dirty:
-            asyncio.get_running_loop().call_soon(self._flush)
         self._dirty.add(name)
+        self._flush_soon()
+
+    def gpus_changed(self) -> None:
+        """There is another measurement."""
+        if self._bus is not None:
+            self._flush_soon()
+
+    def _flush_soon(self) -> None:
+        """At once, but no more often than each PAUSE: who listens is to keep pace with a crowd."""
+        if self._timer is None:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_at(max(loop.time(), self._flushed + PAUSE), self._flush)
 
     def _flush(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         dirty, self._dirty = self._dirty, set()
+        self._flushed = asyncio.get_running_loop().time()
         if self._bus is None:
             return
         for name in dirty:
@@ -135,6 +151,8 @@ class Control:
 
     def _job_removed(self, job: Job) -> None:
         _log_end(job)
+        # Whoever waits for the end is to find everything as it left it.
+        self._flush()
         if self._bus is not None and job.result is not None:
             self._manager.JobRemoved(job.number, job.path, job.model, job.result)
         if self._bus is not None and self._jobs.pop(job.number, None) is not None:

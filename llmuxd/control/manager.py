@@ -8,6 +8,7 @@ from dbus_next.service import ServiceInterface, method, signal
 from .. import __version__, names
 from ..authority import Action
 from ..dbus_types import (
+    GpuRows,
     JobBegin,
     JobEnd,
     JobRows,
@@ -17,6 +18,7 @@ from ..dbus_types import (
     Strings,
     UInt32,
 )
+from ..gpus import Gpus
 from ..state import State
 from ..switcher import Switcher
 from .edge import changing, edge, reading
@@ -25,9 +27,10 @@ from .edge import changing, edge, reading
 class ManagerInterface(ServiceInterface):
     """org.llmux.Manager at /Manager."""
 
-    def __init__(self, switcher: Switcher, reload: Callable[[], Awaitable[None]]):
+    def __init__(self, switcher: Switcher, gpus: Gpus, reload: Callable[[], Awaitable[None]]):
         super().__init__("org.llmux.Manager")
         self._switcher = switcher
+        self._gpus = gpus
         self._reload = reload
 
     @method()
@@ -35,6 +38,24 @@ class ManagerInterface(ServiceInterface):
     def Switch(self, model: String) -> ObjectPath:
         """Make `model` serve: restore it, else start it cold. Returns the job."""
         return self._switcher.switch(model).path
+
+    @method()
+    @changing(Action.SWITCH)
+    def Preload(self, model: String) -> ObjectPath:
+        """Make `model` serve once nobody else wants its place. Returns the job."""
+        return self._switcher.preload(model).path
+
+    @method()
+    @changing(Action.MANAGE)
+    def Pin(self, model: String) -> None:
+        """Never send `model` away for another one."""
+        self._switcher.pin(model, True)
+
+    @method()
+    @changing(Action.MANAGE)
+    def Unpin(self, model: String) -> None:
+        """Let `model` leave for another one."""
+        self._switcher.pin(model, False)
 
     @method()
     @changing(Action.MANAGE)
@@ -98,6 +119,11 @@ class ManagerInterface(ServiceInterface):
     @reading
     def QueueLength(self) -> UInt32:
         return self._switcher.queue_length()
+
+    @reading
+    def GPUs(self) -> GpuRows:
+        """Number, name, and the bytes of memory: in all, in use, in use by others than models."""
+        return [[g.number, g.name, g.total, g.used, g.foreign] for g in self._gpus.measured]
 
     @signal()
     def JobNew(self, number: int, job: str, model: str) -> JobBegin:

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from dbus_next.service import ServiceInterface
 
 from .. import names
-from ..dbus_types import Bool, Double, Numbers, String, StringMap, Strings, UInt32, UInt64
+from ..dbus_types import Bool, Double, Numbers, Seconds, String, StringMap, Strings, UInt32, UInt64
 from ..switcher import Switcher
 from .edge import reading
 
@@ -103,6 +103,26 @@ class ModelInterface(ServiceInterface):
         """All that must be the same where it is restored."""
         record = self._switcher.model(self._name).checkpoint
         return asdict(record.identity) if record else {}
+
+    @reading
+    def Pinned(self) -> Bool:
+        """By its configuration, or by a call since."""
+        return self._switcher.model(self._name).pin
+
+    @reading
+    def IdleSince(self) -> Double:
+        """Unix time; 0 while it answers a request, or where it never had one."""
+        model = self._switcher.model(self._name)
+        return 0.0 if model.in_flight else model.last_used
+
+    @reading
+    def Costs(self) -> Seconds:
+        return self._switcher.costs(self._name)
+
+    @reading
+    def Restarts(self) -> UInt32:
+        """For each time that its server ended by itself."""
+        return self._switcher.model(self._name).deaths
 
     @reading
     def Failures(self) -> UInt32:

@@ -27,6 +27,7 @@ def parser() -> argparse.ArgumentParser:
     show.add_argument("model")
     for name, text in (
         ("switch", "make a model serve"),
+        ("preload", "make a model serve once nobody else wants its place"),
         ("checkpoint", "drain a model and write it to disk"),
         ("park", "drain a model and freeze it in memory"),
         ("stop", "drain a model and end it, without a checkpoint"),
@@ -34,6 +35,11 @@ def parser() -> argparse.ArgumentParser:
         _verb(verbs, name, "work:run", text).add_argument("model")
     warmup = _verb(verbs, "warmup", "work:run", "start each model once and keep a checkpoint of it")
     warmup.add_argument("model", nargs="*", help="only these (default: every model)")
+    for name, text in (
+        ("pin", "keep a model from leaving for another one"),
+        ("unpin", "let a model leave for another one"),
+    ):
+        _verb(verbs, name, "plain:pin", text).add_argument("model")
     _verb(verbs, "jobs", "jobs:show", "a line for each job that runs")
     cancel = _verb(verbs, "cancel", "jobs:cancel", "have jobs give up")
     cancel.add_argument("job", type=int, nargs="+", help="its number, as 'jobs' shows it")

@@ -77,15 +77,16 @@ def _where(model: Properties) -> str:
             return "disk"
         case state if state in _ON_GPU:
             gpus = ",".join(map(str, model["GPUs"]))
-            return f"GPU {gpus}" if gpus else "CPU"
+            pinned = ", pinned" if model["Pinned"] else ""
+            return (f"GPU {gpus}" if gpus else "CPU") + pinned
         case _:
             return "-"
 
 
 def _idle(model: Properties) -> str:
-    if model["InFlight"] or not model["LastUsed"]:
+    if not model["IdleSince"]:
         return "-"
-    return table.age(max(time.time() - model["LastUsed"], 0.0))
+    return table.age(max(time.time() - model["IdleSince"], 0.0))
 
 
 def _came_up(model: Properties) -> str:
@@ -101,12 +102,15 @@ def _details(model: Properties) -> list[tuple[str, str]]:
         ("Aliases", ", ".join(model["Aliases"])),
         ("State", f"{model['State']}, {_where(model)}" if _where(model) != "-" else model["State"]),
         ("Tier", model["Tier"]),
+        ("Pinned", "yes" if model["Pinned"] else ""),
         ("Unit", model["Unit"]),
         ("Endpoint", model["Endpoint"]),
         ("Requests", f"{model['InFlight']} in flight, {model['Queued']} queued"),
         ("Last used", _moment(model["LastUsed"])),
         ("Came up by", f"{_came_up(model)}" if model["ActivatedBy"] else ""),
         ("Checkpoint", _checkpoint(model)),
+        ("Takes", ", ".join(f"{cost} {s:.2f} s" for cost, s in model["Costs"].items())),
+        ("Ended by itself", f"{model['Restarts']} times" if model["Restarts"] else ""),
         ("Failures", str(model["Failures"] or "")),
         ("Last error", model["LastError"]),
     ]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""llmuxctl reload, version and check: one question, one answer."""
+"""llmuxctl pin, unpin, reload, version and check: one question, one answer."""
 
 import argparse
 import asyncio
@@ -18,6 +18,16 @@ async def reload(arguments: argparse.Namespace) -> int:
         await daemon.manager("Reload")
     if arguments.json:
         print_json({"reloaded": True})
+    return Exit.DONE
+
+
+async def pin(arguments: argparse.Namespace) -> int:
+    """Whether a model may leave for another one, until llmuxd is restarted."""
+    async with Daemon(arguments.host) as daemon:
+        await daemon.manager(arguments.command.capitalize(), arguments.model)
+        if arguments.json:
+            model = await daemon.model(arguments.model)
+            print_json({"model": model["Name"], "pinned": model["Pinned"]})
     return Exit.DONE
 
 

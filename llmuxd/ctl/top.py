@@ -14,7 +14,7 @@ import signal
 import sys
 import time
 
-from . import jobs, models, terminal
+from . import jobs, models, table, terminal
 from .daemon import CallFailed, Daemon
 from .exits import Exit
 from .mirror import Mirror
@@ -94,6 +94,15 @@ async def _something(daemon: Daemon, ends: asyncio.Task[bool], resized: asyncio.
         await news
 
 
+def _gpu(number: int, name: str, total: int, used: int, foreign: int) -> str:
+    """A GPU's memory, as a line."""
+    others = f", {table.size(foreign)} of it not by models" if foreign else ""
+    return (
+        f"GPU {number}  {table.bar(used / total if total else 0.0)}"
+        f"  {table.size(used)} of {table.size(total)}{others}  {name}"
+    )
+
+
 def screen(mirror: Mirror, host: str, columns: int, lines: int) -> list[str]:
     """What is shown, in so many columns and lines."""
     manager, running = mirror.manager(), mirror.jobs()
@@ -103,6 +112,8 @@ def screen(mirror: Mirror, host: str, columns: int, lines: int) -> list[str]:
         f" {manager.get('QueueLength', 0)} requests wait   (q: quit)"
     )
     shown = [terminal.paint(head[:columns], terminal.Style.BOLD), ""]
+    if gpus := manager.get("GPUs"):
+        shown += [*(_gpu(*gpu)[:columns] for gpu in gpus), ""]
     colour = terminal.has_colour(sys.stdout)
     shown += models.lines(mirror.models(), colour=colour, room=columns)
     if running:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""llmuxctl switch, checkpoint, park, warmup, stop: begin a job and wait for its end."""
+"""llmuxctl switch, preload, checkpoint, park, warmup, stop: begin a job and wait for its end."""
 
 import argparse
 import asyncio
@@ -17,6 +17,7 @@ from .progress import Progress
 
 METHODS = {
     "switch": "Switch",
+    "preload": "Preload",
     "checkpoint": "Checkpoint",
     "park": "Park",
     "stop": "Stop",

@@ -128,6 +128,7 @@ class Fleet:
             return
         if status.down and model.transition is None:
             # Gone without us: by hand, or its server died.
+            model.deaths += status.active == "failed" and model.activation is not None
             self._tasks.spawn(self.look(model))
         elif status.active == "active" and model.transition is None and model.parked:
             # `systemctl reload` by hand has brought it back.

@@ -55,6 +55,7 @@ class Model:
     activation: Activation | None = None
     parked: bool = False
     failures: int = 0
+    deaths: int = 0  # of its server, by itself
     in_since: float = 0.0
     idle_since: float = 0.0
     draining_since: float = 0.0

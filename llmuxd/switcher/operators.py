@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: MIT
 """What people ask for: jobs that go beside the policy, and by the same moves."""
 
+from ..costs import Cost
 from ..errors import ModelFailed, NotRunning, NotSupported
 from ..jobs import Job, Jobs, Kind
 from ..model.activation import Leave
 from ..state import State
 from .admission import Admission
+from .costbook import CostBook
 from .fleet import Fleet
 from .leaving import Leaving
 from .models import Model, Wish
@@ -16,13 +18,19 @@ class Operators:
     """Each method refuses at once what cannot be, and returns the job otherwise."""
 
     def __init__(
-        self, fleet: Fleet, admission: Admission, transitions: Transitions, leaving: Leaving
+        self,
+        fleet: Fleet,
+        admission: Admission,
+        transitions: Transitions,
+        leaving: Leaving,
+        book: CostBook,
     ):
         self.jobs = Jobs()
         self._fleet = fleet
         self._admission = admission
         self._transitions = transitions
         self._leaving = leaving
+        self._book = book
         fleet.listeners.append(self._tell_phase)
 
     def switch(self, name: str) -> Job:
@@ -33,7 +41,7 @@ class Operators:
         async def work(job: Job) -> None:
             await self._admission.enter(model, Wish.OPERATOR)
 
-        return self.jobs.add(Kind.SWITCH, model.name, work)
+        return self.jobs.add(Kind.SWITCH, model.name, work, self._coming(model))
 
     def preload(self, name: str) -> Job:
         """Make the model serve once nobody else wants its place; idle ones leave for it."""
@@ -42,7 +50,7 @@ class Operators:
         async def work(job: Job) -> None:
             await self._admission.enter(model, Wish.PRELOAD)
 
-        return self.jobs.add(Kind.PRELOAD, model.name, work)
+        return self.jobs.add(Kind.PRELOAD, model.name, work, self._coming(model))
 
     def checkpoint(self, name: str) -> Job:
         """Drain the model and write it to disk."""
@@ -60,7 +68,7 @@ class Operators:
             await self._end(model, Leave.CHECKPOINT)
             _require_checkpoint(model)
 
-        return self.jobs.add(Kind.CHECKPOINT, model.name, work)
+        return self.jobs.add(Kind.CHECKPOINT, model.name, work, self._going(model))
 
     def park(self, name: str) -> Job:
         """Drain the model and freeze it; it comes back in milliseconds."""
@@ -71,7 +79,7 @@ class Operators:
         async def work(job: Job) -> None:
             await self._transitions.command(model, self._leaving.park(model))
 
-        return self.jobs.add(Kind.PARK, model.name, work)
+        return self.jobs.add(Kind.PARK, model.name, work, self._going(model))
 
     def stop(self, name: str) -> Job:
         """Drain the model and end it without a checkpoint; does nothing where it does not run."""
@@ -80,7 +88,7 @@ class Operators:
         async def work(job: Job) -> None:
             await self._end(model, Leave.STOP)
 
-        return self.jobs.add(Kind.STOP, model.name, work)
+        return self.jobs.add(Kind.STOP, model.name, work, self._going(model))
 
     def warmup(self, name: str) -> Job:
         """Have a checkpoint of the model on disk: start it, wait for its health, dump it."""
@@ -95,7 +103,20 @@ class Operators:
                 await self._end(model, Leave.CHECKPOINT)
                 _require_checkpoint(model)
 
-        return self.jobs.add(Kind.WARMUP, model.name, work)
+        expected = self._coming(model) + self._going(model)
+        return self.jobs.add(Kind.WARMUP, model.name, work, expected)
+
+    def _coming(self, model: Model) -> float:
+        """Seconds that it took as a rule to bring it in from where it is; 0: not known."""
+        ways = {State.PARKED: Cost.RESUME, State.CHECKPOINTED: Cost.RESTORE}
+        return self._learnt(model, ways.get(self._fleet.state(model), Cost.COLD))
+
+    def _going(self, model: Model) -> float:
+        """Seconds that it took to get it out, the requests that it answers now included."""
+        return self._learnt(model, Cost.OUT) + model.in_flight * self._learnt(model, Cost.DRAIN)
+
+    def _learnt(self, model: Model, cost: Cost) -> float:
+        return self._book.costs.known(model.name, cost) or 0.0
 
     async def _end(self, model: Model, leave: Leave) -> None:
         await self._transitions.command(model, self._leaving.end(model, leave))

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 
 from ..backend import Backend
 from ..config import Config, ModelConfig
+from ..costs import Cost
 from ..errors import LlmuxError, NoSuchModel, Stopping
 from ..events import Event, about
 from ..jobs import Job, Jobs
@@ -45,7 +46,9 @@ class Switcher:
         self._admission = Admission(self._fleet, self._book)
         self._transitions = Transitions(self._fleet, self._tasks)
         self._leaving = Leaving(self._fleet, self._tasks, self._book)
-        self._operators = Operators(self._fleet, self._admission, self._transitions, self._leaving)
+        self._operators = Operators(
+            self._fleet, self._admission, self._transitions, self._leaving, self._book
+        )
         self._decider = Decider(
             self._fleet,
             self._admission,
@@ -89,6 +92,11 @@ class Switcher:
     def why_no_checkpoint(self, name: str) -> str:
         """Why the model would start cold; empty where its checkpoint is good."""
         return self._fleet.why_no_checkpoint(self._fleet.get(name))
+
+    def costs(self, name: str) -> dict[str, float]:
+        """What moving the model takes as a rule, in seconds, as far as it was learnt."""
+        learnt = {cost.value: self._book.costs.known(name, cost) for cost in Cost}
+        return {cost: seconds for cost, seconds in learnt.items() if seconds is not None}
 
     def queue_length(self) -> int:
         """Requests that wait for a model."""

@@ -40,11 +40,11 @@ _llmuxctl() {
     local common=(--json --host --help)
     case $verb in
         '')
-            words=(status top show switch checkpoint park stop warmup jobs cancel logs reload check
+            words=(status top show switch preload pin unpin checkpoint park stop warmup jobs cancel logs reload check
                    config version)
             if [[ $current == -* ]]; then words=("${common[@]}" --version); fi
             ;;
-        show | switch | checkpoint | park | stop | warmup | warmup\ *)
+        show | switch | preload | pin | unpin | checkpoint | park | stop | warmup | warmup\ *)
             if [[ $current == -* ]]; then
                 words=("${common[@]}")
             else

@@ -25,6 +25,9 @@ _llmuxctl() {
         'top:models and jobs, live'
         'show:all that is known of a model'
         'switch:make a model serve'
+        'preload:make a model serve once nobody else wants its place'
+        'pin:keep a model from leaving for another one'
+        'unpin:let a model leave for another one'
         'checkpoint:drain a model and write it to disk'
         'park:drain a model and freeze it in memory'
         'stop:drain a model and end it, without a checkpoint'
@@ -45,7 +48,7 @@ _llmuxctl() {
         verb) _describe command verbs ;;
         argument)
             case $words[1] in
-                show | switch | checkpoint | park | stop)
+                show | switch | preload | pin | unpin | checkpoint | park | stop)
                     _arguments $common ':model:_llmuxctl_models' ;;
                 warmup) _arguments $common '*:model:_llmuxctl_models' ;;
                 cancel) _arguments $common '*:job:_llmuxctl_jobs' ;;

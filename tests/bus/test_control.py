@@ -2,6 +2,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import pytest
 from dbus_next import Message, MessageFlag, MessageType, Variant
@@ -9,7 +10,10 @@ from dbus_next import Message, MessageFlag, MessageType, Variant
 from llmuxd import __version__, authority, names
 from llmuxd.bus import Bus
 from llmuxd.control import Control
+from llmuxd.costs import Cost
 from llmuxd.errors import ConfigInvalid, SystemdUnreachable
+from llmuxd.gpus import Gpus
+from llmuxd.meter.reading import GpuMemory, Holder, Reading
 from llmuxd.state import State
 from tests.unit.fake_units import a_checkpoint, a_model
 from tests.unit.stage import Stage, on_stage
@@ -36,8 +40,23 @@ class House:
     bus: PrivateBus
     own: Bus
     caller: Caller
+    gpus: Gpus
     reloads: list[int]
     reload_error: list[Exception]
+
+    def changes(self, path: str, name: str) -> list[Any]:
+        """The values of one property that were signalled."""
+        told: list[Any] = [
+            body[1] for at, member, body in self.caller.signals
+            if member == "PropertiesChanged" and at == path
+        ]  # fmt: skip
+        return [changed[name].value for changed in told if name in changed]
+
+    async def told(self) -> None:
+        """All that there is to tell was told, and heard."""
+        await self.stage.settle()
+        self.control._flush()
+        await self.caller.get("/Manager", MANAGER, "Version")
 
 
 @pytest.fixture
@@ -52,14 +71,15 @@ async def house(bus: PrivateBus, _tidy: None) -> AsyncIterator[House]:
             if failing:
                 raise failing.pop()
 
-        control = Control(stage.switcher, reload)
+        gpus = Gpus()
+        control = Control(stage.switcher, gpus, reload)
         stage.hear_jobs()
         own = Bus()
         await own.connect()
         await control.attach(own)
         caller = await bus.connect()
         await caller.listen()
-        made = House(stage, control, bus, own, caller, reloads, failing)
+        made = House(stage, control, bus, own, caller, gpus, reloads, failing)
         yield made
         await caller.close()
         await leave(made.own)
@@ -83,7 +103,7 @@ async def test_model_is_found_by_name_and_alias(house: House) -> None:
 async def test_properties_of_the_manager(house: House) -> None:
     await house.stage.ask("b")
     assert await house.caller.get_all("/Manager", MANAGER) == {
-        "Version": __version__, "ActiveModels": ["b"], "QueueLength": 0,
+        "Version": __version__, "ActiveModels": ["b"], "QueueLength": 0, "GPUs": [],
     }  # fmt: skip
 
 
@@ -95,6 +115,7 @@ async def test_properties_of_a_cold_model(house: House) -> None:
         "ActivationSeconds": 0.0, "CheckpointValid": False,
         "CheckpointWhyNot": "none was taken", "CheckpointSize": 0, "CheckpointSeconds": 0.0,
         "CheckpointTaken": 0.0, "CheckpointIdentity": {}, "Failures": 0, "LastError": "",
+        "Pinned": False, "IdleSince": 0.0, "Costs": {}, "Restarts": 0,
     }  # fmt: skip
 
 
@@ -201,6 +222,7 @@ async def test_cancel_in_the_same_breath_is_heard(house: House) -> None:
         ("Warmup", "warmup", ["start b", "stop b"]),
         ("Stop", "stop", ["start b", "stop b"]),
         ("Switch", "switch", ["start b"]),
+        ("Preload", "preload", ["start b"]),
     ],
 )
 async def test_each_method_does_its_work(
@@ -229,7 +251,10 @@ async def refused(house: House, path: str, member: str, *arguments: object) -> R
     return caught.value
 
 
-@pytest.mark.parametrize("member", ["Switch", "Checkpoint", "Park", "Warmup", "Stop", "GetModel"])
+@pytest.mark.parametrize(
+    "member",
+    ["Switch", "Preload", "Pin", "Unpin", "Checkpoint", "Park", "Warmup", "Stop", "GetModel"],
+)
 async def test_unknown_model_has_its_name_and_the_nearest(house: House, member: str) -> None:
     error = await refused(house, "/Manager", member, "qwne")
     assert error.name == "org.llmux.Error.NoSuchModel"
@@ -314,14 +339,13 @@ async def test_properties_changed_has_what_changed_and_nothing_else(house: House
     await house.stage.ask("b")
     client = house.stage.client("b")
     await client.admitted.wait()
-    await house.stage.settle()
-    await house.caller.get("/Manager", MANAGER, "Version")
+    await house.told()
     house.caller.signals.clear()
     await client.finish()
     path, body = (await house.caller.heard("PropertiesChanged"))[0]
     assert path == "/Model/b" and body[0] == MODEL and body[2] == []
     assert isinstance(body[1], dict)
-    assert body[1].keys() == {"InFlight", "LastUsed"}
+    assert body[1].keys() == {"InFlight", "LastUsed", "IdleSince"}
     assert body[1]["InFlight"] == Variant("u", 0)
 
 
@@ -335,7 +359,7 @@ async def test_signals_alone_keep_a_listener_up_to_date(house: House) -> None:
     await house.stage.result(house.stage.switcher.stop(QWEN))
     client = house.stage.client("b")
     await client.admitted.wait()
-    await house.stage.settle()
+    await house.told()
     truth = {path: await house.caller.get_all(path, name) for path, name in paths.items()}
     for path, body in await house.caller.heard("PropertiesChanged"):
         if path in known:
@@ -346,14 +370,65 @@ async def test_signals_alone_keep_a_listener_up_to_date(house: House) -> None:
 
 async def test_the_manager_repeats_nothing(house: House) -> None:
     await house.stage.ask("b")
-    await house.stage.settle()
-    await house.caller.get("/Manager", MANAGER, "Version")
+    await house.told()
     seen: list[object] = []
     for path, body in await house.caller.heard("PropertiesChanged"):
         if path == "/Manager":
             assert isinstance(body[1], dict)
             seen += [("ActiveModels", v.value) for k, v in body[1].items() if k == "ActiveModels"]
     assert seen == [("ActiveModels", ["b"])]
+
+
+async def test_a_pinned_model_says_so_until_it_is_unpinned(house: House) -> None:
+    assert await house.caller.call("/Manager", "Pin", "qwen") is None
+    assert await house.caller.get(PATH, MODEL, "Pinned") is True
+    await house.told()
+    await house.caller.call("/Manager", "Unpin", "qwen")
+    assert await house.caller.get(PATH, MODEL, "Pinned") is False
+    await house.told()
+    assert house.changes(PATH, "Pinned") == [True, False]
+
+
+async def test_what_was_learnt_is_told_and_a_job_expects_it(house: House) -> None:
+    await house.stage.ask("b")
+    costs = await house.caller.get("/Model/b", MODEL, "Costs")
+    assert isinstance(costs, dict) and costs.keys() == {"cold"}
+    await house.stage.result(house.stage.switcher.stop("b"))
+    gate = house.stage.units.hold("start", "b")
+    job = await house.caller.call("/Manager", "Switch", "b")
+    assert await house.caller.get(str(job), JOB, "ExpectedSeconds") == costs["cold"]
+    gate.open()
+
+
+async def test_progress_is_told_while_time_goes_by(house: House) -> None:
+    house.stage.switcher._book.learn("b", Cost.COLD, 1.0)
+    gate = house.stage.units.hold("start", "b")
+    await house.caller.call("/Manager", "Switch", "b")
+    while len(told := house.changes("/Job/1", "Progress")) < 3:
+        await house.caller.heard("PropertiesChanged", len(house.caller.signals) + 1)
+    assert 0 < told[0] < told[-1] < 100 and sorted(set(told)) == told
+    gate.open()
+
+
+async def test_a_server_that_ended_by_itself_is_counted(house: House) -> None:
+    await house.stage.ask("b")
+    house.stage.units.die("b")
+    await house.stage.ask("b")
+    assert await house.caller.get("/Model/b", MODEL, "Restarts") == 1
+    await house.stage.result(house.stage.switcher.stop("b"))
+    assert await house.caller.get("/Model/b", MODEL, "Restarts") == 1
+
+
+async def test_gpus_are_what_was_measured(house: House) -> None:
+    foreign = Holder(7, "Xorg", None, 1 << 30)
+    ours = Holder(8, "vllm", "b", 20 << 30)
+    card = GpuMemory(0, "H100", 80 << 30, 21 << 30, (foreign, ours))
+    house.gpus._reading = Reading(1.0, (card,))
+    house.control.gpus_changed()
+    path, body = (await house.caller.heard("PropertiesChanged"))[0]
+    row = [0, "H100", 80 << 30, 21 << 30, 1 << 30]
+    assert path == "/Manager" and body[1] == {"GPUs": Variant("a(usttt)", [row])}
+    assert await house.caller.get("/Manager", MANAGER, "GPUs") == [row]
 
 
 async def test_reload_adds_and_removes_objects(house: House) -> None:
@@ -381,7 +456,7 @@ async def test_a_crowd_let_in_at_once_does_not_cost_the_connection(house: House)
 
 async def test_a_second_llmuxd_is_told_so(house: House) -> None:
     async with on_stage(a_model("z")) as stage:
-        second = Control(stage.switcher, house.control._manager._reload)
+        second = Control(stage.switcher, Gpus(), house.control._manager._reload)
         own = Bus()
         await own.connect()
         with pytest.raises(SystemdUnreachable, match="another process owns"):
@@ -420,6 +495,9 @@ READS = [
 ]
 CHANGES = [
     ("/Manager", MANAGER, "Switch", ("b",), "org.llmux.switch"),
+    ("/Manager", MANAGER, "Preload", ("b",), "org.llmux.switch"),
+    ("/Manager", MANAGER, "Pin", ("b",), "org.llmux.manage"),
+    ("/Manager", MANAGER, "Unpin", ("b",), "org.llmux.manage"),
     ("/Manager", MANAGER, "Checkpoint", ("b",), "org.llmux.manage"),
     ("/Manager", MANAGER, "Park", ("b",), "org.llmux.manage"),
     ("/Manager", MANAGER, "Warmup", ("b",), "org.llmux.manage"),
