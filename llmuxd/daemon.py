@@ -42,7 +42,7 @@ class Daemon:
         self._gpus = Gpus()
         self._switcher = Switcher(loaded, self._units, self._gpus.measure)
         self._control = Control(self._switcher, self._gpus, self.reload)
-        self._proxy = Proxy(self._switcher)
+        self._proxy = Proxy(self._switcher, self._gpus)
         self._tasks: list[asyncio.Task[None]] = []
         self._stop = asyncio.Event()
         self._hangup = asyncio.Event()

@@ -44,9 +44,13 @@ Changed = Callable[[str, UnitStatus], None]
 
 
 class Units:
-    """The models' units. `changed` is called with a model's name and its unit's new status."""
+    """The models' units. `changed` is called with a model's name and its unit's new status.
+
+    `attached`: whether there is a connection over which systemd is heard.
+    """
 
     def __init__(self) -> None:
+        self.attached = False
         self.changed: Changed = lambda name, status: None
         self.lost: Callable[[], None] = lambda: None
         self._caller = Caller()
@@ -71,10 +75,12 @@ class Units:
         await self._subscribe(bus)
         await self._read_all()
         self._fail_jobs()
+        self.attached = True
 
     def detach(self) -> None:
         """The bus connection is gone: nobody will hear a job's end any more."""
         self._bus = None
+        self.attached = False
         self._fail_jobs()
 
     def running(self) -> list[str]:

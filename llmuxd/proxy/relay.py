@@ -15,11 +15,13 @@ from multidict import CIMultiDict
 
 from ..backend import Backend, BackendGone
 from ..errors import TimedOut
+from ..metrics import Counts, Visit
 from ..switcher import Switcher
 from . import websocket
 from .form import Form
 from .headers import passed
 from .loss import cause, lost, was_closed
+from .usage import Tail
 
 log = logging.getLogger(__name__)
 
@@ -60,55 +62,115 @@ Exchange = Callable[[Backend], Awaitable[web.StreamResponse]]
 class Relay:
     """Sends each request to the model that it is for, once that serves."""
 
-    def __init__(self, switcher: Switcher):
+    def __init__(self, switcher: Switcher, counts: Counts):
         self._switcher = switcher
+        self._counts = counts
 
     async def serve(
-        self, request: web.BaseRequest, name: str, outgoing: Outgoing
+        self, request: web.BaseRequest, visit: Visit, outgoing: Outgoing
     ) -> web.StreamResponse:
-        """Have the model `name` answer `request`."""
-
-        deadline = self._switcher.deadline(name)
+        """Have the visit's model answer `request`."""
+        deadline = self._switcher.deadline(visit.model)
 
         async def exchange(backend: Backend) -> web.StreamResponse:
             async with await _begin(backend, outgoing, deadline) as upstream:
-                return await _pass_on(request, upstream)
+                visit.first_byte = now()
+                return await self._pass_on(request, visit, upstream)
 
-        return await self._with_model(name, deadline, exchange, lambda: outgoing.replayable)
+        return await self._with_model(visit, deadline, exchange, lambda: outgoing.replayable)
 
     async def tunnel(
-        self, request: web.BaseRequest, name: str, target: str, limit: int
+        self, request: web.BaseRequest, visit: Visit, target: str, limit: int
     ) -> web.StreamResponse:
-        """Open a WebSocket between the client and the model `name`."""
+        """Open a WebSocket between the client and the visit's model."""
 
         async def exchange(backend: Backend) -> web.StreamResponse:
             return await websocket.tunnel(request, backend, target, limit)
 
-        return await self._with_model(name, self._switcher.deadline(name), exchange, lambda: True)
+        deadline = self._switcher.deadline(visit.model)
+        return await self._with_model(visit, deadline, exchange, lambda: True)
 
     async def _with_model(
-        self, name: str, deadline: float, exchange: Exchange, replayable: Callable[[], bool]
+        self, visit: Visit, deadline: float, exchange: Exchange, replayable: Callable[[], bool]
     ) -> web.StreamResponse:
+        visit.queued = now()
         try:
-            return await self._once(name, deadline, exchange)
+            return await self._once(visit, deadline, exchange)
         except (aiohttp.ClientConnectorError, BackendGone) as error:
             # It never had the request: its server died, and systemd has not told yet.
             if not replayable():
                 raise lost(error) from None
         try:
-            return await self._once(name, deadline, exchange)
+            return await self._once(visit, deadline, exchange)
         except (aiohttp.ClientConnectorError, BackendGone) as error:
             raise lost(error) from None
 
-    async def _once(self, name: str, deadline: float, exchange: Exchange) -> web.StreamResponse:
-        async with self._switcher.request(name, deadline) as backend:
+    async def _once(self, visit: Visit, deadline: float, exchange: Exchange) -> web.StreamResponse:
+        async with self._switcher.request(visit.model, deadline) as backend:
+            visit.admitted = now()
             try:
                 return await exchange(backend)
             except aiohttp.ClientConnectorError as error:
                 # Any other error is ours, such as too many open files: the server is well.
                 if error.os_error.errno == errno.ECONNREFUSED:
-                    await self._switcher.lost(name, backend)
+                    await self._switcher.lost(visit.model, backend)
                 raise
+
+    async def _pass_on(
+        self, request: web.BaseRequest, visit: Visit, upstream: aiohttp.ClientResponse
+    ) -> web.StreamResponse:
+        headers = passed(upstream.headers)
+        length = upstream.content_length
+        tail = Tail()
+        if length is not None and length <= _SHORT and request.method != hdrs.METH_HEAD:
+            response: web.StreamResponse = await _whole(upstream, headers, tail)
+        else:
+            response = web.StreamResponse(
+                status=upstream.status, reason=upstream.reason, headers=headers
+            )
+            if length is not None:
+                response.content_length = length
+            await response.prepare(request)
+            await self._stream(request, visit, upstream, response, tail)
+        visit.prompt_tokens, visit.completion_tokens = tail.tokens()
+        return response
+
+    async def _stream(
+        self,
+        request: web.BaseRequest,
+        visit: Visit,
+        upstream: aiohttp.ClientResponse,
+        response: web.StreamResponse,
+        tail: Tail,
+    ) -> None:
+        gaps = self._counts.gaps(visit.model)
+        before = 0.0
+        try:
+            async for chunk in upstream.content.iter_any():
+                time = now()
+                if before:
+                    gaps.observe(time - before)
+                before = time
+                tail.add(chunk)
+                await response.write(chunk)
+        except (aiohttp.ClientError, OSError) as error:
+            # The status is out: a broken stream is the only honest end.
+            if request.transport is not None:
+                log.warning("%s: the stream broke: %s", request.path, cause(error))
+                request.transport.abort()
+            return
+        await response.write_eof()
+
+
+async def _whole(
+    upstream: aiohttp.ClientResponse, headers: CIMultiDict[str], tail: Tail
+) -> web.Response:
+    try:
+        body = await upstream.read()
+    except (aiohttp.ClientError, OSError) as error:
+        raise lost(error) from None
+    tail.add(body)
+    return web.Response(status=upstream.status, reason=upstream.reason, headers=headers, body=body)
 
 
 async def _begin(backend: Backend, outgoing: Outgoing, deadline: float) -> aiohttp.ClientResponse:
@@ -149,31 +211,6 @@ async def _send(backend: Backend, outgoing: Outgoing) -> aiohttp.ClientResponse:
             raise lost(error) from None
 
 
-async def _pass_on(
-    request: web.BaseRequest, upstream: aiohttp.ClientResponse
-) -> web.StreamResponse:
-    headers = passed(upstream.headers)
-    length = upstream.content_length
-    if length is not None and length <= _SHORT and request.method != hdrs.METH_HEAD:
-        try:
-            body = await upstream.read()
-        except (aiohttp.ClientError, OSError) as error:
-            raise lost(error) from None
-        return web.Response(
-            status=upstream.status, reason=upstream.reason, headers=headers, body=body
-        )
-    response = web.StreamResponse(status=upstream.status, reason=upstream.reason, headers=headers)
-    if length is not None:
-        response.content_length = length
-    await response.prepare(request)
-    try:
-        async for chunk in upstream.content.iter_any():
-            await response.write(chunk)
-    except (aiohttp.ClientError, OSError) as error:
-        # The status is out: a broken stream is the only honest end.
-        if request.transport is not None:
-            log.warning("%s: the stream broke: %s", request.path, cause(error))
-            request.transport.abort()
-        return response
-    await response.write_eof()
-    return response
+def now() -> float:
+    """The running loop's clock, in seconds."""
+    return asyncio.get_running_loop().time()

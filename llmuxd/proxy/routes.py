@@ -19,6 +19,7 @@ class Kind(Enum):
     """Who answers."""
 
     HEALTH = "health"
+    METRICS = "metrics"
     MODELS = "models"
     MODEL = "model"
     CALL = "call"
@@ -62,6 +63,7 @@ _EXACT = {
 _REALTIME = Route(Kind.REALTIME, "/v1/realtime")
 _READS = {
     "/health": Route(Kind.HEALTH, "/health"),
+    "/metrics": Route(Kind.METRICS, "/metrics"),
     "/v1/models": Route(Kind.MODELS, "/v1/models"),
 }
 _MODEL = "/v1/models/"

@@ -1,16 +1,20 @@
 # SPDX-License-Identifier: MIT
 """Accepts connections and answers requests."""
 
+import asyncio
 import logging
 import socket
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from ..errors import BadRequest, Internal, LlmuxError
+from ..gpus import Gpus
+from ..metrics import CONTENT_TYPE, Counts, Lag, Page, Visit
 from ..switcher import Switcher
 from . import models, routes, shapes, targets
 from .calls import Calls
 from .connection import Server
+from .health import Health
 from .routes import Kind
 
 log = logging.getLogger(__name__)
@@ -19,20 +23,28 @@ log = logging.getLogger(__name__)
 BACKLOG = 4096
 # Requests in flight end in their own time; systemd's TimeoutStopSec is what bounds it. In seconds.
 PATIENCE = 86400.0
+# What nginx calls a client that did not wait for its answer.
+_LEFT = 499
 
 
 class Proxy:
     """The server. `start` it on a socket, `close` it to let requests in flight end."""
 
-    def __init__(self, switcher: Switcher):
+    def __init__(self, switcher: Switcher, gpus: Gpus):
         self._switcher = switcher
-        self._calls = Calls(switcher)
+        self._counts = Counts()
+        self._page = Page(switcher, gpus, self._counts)
+        self._lag = Lag(self._counts.lag)
+        self._health = Health(switcher)
+        self._calls = Calls(switcher, self._counts)
+        switcher.learnt.append(self._counts.moved)
         self._runner: web.ServerRunner | None = None
 
     async def start(self, sockets: list[socket.socket]) -> None:
         """Accept connections on `sockets`, which listen already."""
         self._runner = web.ServerRunner(Server(self._handle), shutdown_timeout=PATIENCE)
         await self._runner.setup()
+        self._lag.start()
         for sock in sockets:
             await web.SockSite(self._runner, sock, backlog=BACKLOG).start()
 
@@ -40,12 +52,25 @@ class Proxy:
         """Accept no more, let requests in flight end."""
         if self._runner is not None:
             await self._runner.cleanup()
+        self._lag.stop()
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Answer, and count how it went."""
+        clock = asyncio.get_running_loop().time
+        visit = Visit("other", clock())
+        status = _LEFT
+        try:
+            response = await self._answer_or_tell(request, visit)
+            status = response.status
+            return response
+        finally:
+            self._counts.answered(visit, status, clock())
+
+    async def _answer_or_tell(self, request: web.BaseRequest, visit: Visit) -> web.StreamResponse:
         """Every failure in the API's own shape; bugs stay in the journal."""
         target = targets.of(request)
         try:
-            return await self._answer(request, target)
+            return await self._answer(request, target, visit)
         except LlmuxError as error:
             told = error
         except ConnectionError:
@@ -56,18 +81,32 @@ class Proxy:
             told = Internal("internal error")
         return shapes.response_of(routes.api_of(target), told)
 
-    async def _answer(self, request: web.BaseRequest, target: str) -> web.StreamResponse:
+    async def _answer(
+        self, request: web.BaseRequest, target: str, visit: Visit
+    ) -> web.StreamResponse:
         route = routes.match(request.method, target.partition("?")[0])
+        visit.route = route.label
         match route.kind:
             case Kind.CALL:
-                return await self._calls.api(request, target)
+                return await self._calls.api(request, target, visit)
             case Kind.HEALTH:
-                return web.json_response({"status": "ok"})
+                return self._tell_health()
+            case Kind.METRICS:
+                return await self._tell_metrics()
             case Kind.MODELS:
                 return web.json_response(models.listing(self._switcher))
             case Kind.MODEL:
                 return web.json_response(models.entry(self._switcher, route.rest))
             case Kind.REALTIME:
-                return await self._calls.realtime(request, target)
+                return await self._calls.realtime(request, target, visit)
             case Kind.UPSTREAM:
-                return await self._calls.upstream(request, route, target)
+                return await self._calls.upstream(request, route, target, visit)
+
+    def _tell_health(self) -> web.Response:
+        problems = self._health.problems()
+        if not problems:
+            return web.json_response({"status": "ok"})
+        return web.json_response({"status": "failing", "problems": problems}, status=503)
+
+    async def _tell_metrics(self) -> web.Response:
+        return web.Response(body=await self._page.text(), headers={hdrs.CONTENT_TYPE: CONTENT_TYPE})

@@ -94,6 +94,8 @@ class Coming:
     def _failed(self, model: Model, error: LlmuxError) -> None:
         pause = pauses.COOL_DOWN[min(model.failures, len(pauses.COOL_DOWN) - 1)]
         model.failures += 1
+        model.failed_starts += 1
+        model.failed_at = now()
         model.may_start_at = now() + pause
         model.last_error = error.message
         if model.failures > 1:

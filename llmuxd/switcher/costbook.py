@@ -3,6 +3,7 @@
 
 import asyncio
 import logging
+from collections.abc import Callable
 
 from .. import files
 from ..costs import Cost, Costs
@@ -16,10 +17,14 @@ DELAY = 5.0
 
 
 class CostBook:
-    """/var/lib/llmux/costs.json; read and written beside the event loop."""
+    """/var/lib/llmux/costs.json; read and written beside the event loop.
+
+    Each of `listeners` is told what was learnt: model, cost, seconds.
+    """
 
     def __init__(self) -> None:
         self.costs = Costs()
+        self.listeners: list[Callable[[str, Cost, float], None]] = []
         self._path = files.state_root() / "costs.json"
         self._learnt = asyncio.Event()
 
@@ -27,6 +32,8 @@ class CostBook:
         """It took `seconds` this time."""
         self.costs.learn(model, cost, seconds)
         self._learnt.set()
+        for listener in self.listeners:
+            listener(model, cost, seconds)
 
     def forget(self, model: str) -> None:
         """The model is gone, or became another."""

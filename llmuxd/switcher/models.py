@@ -54,7 +54,9 @@ class Model:
     checkpoint: Checkpoint | None = None
     activation: Activation | None = None
     parked: bool = False
-    failures: int = 0
+    failures: int = 0  # starts, since the last one that did not fail
+    failed_starts: int = 0  # of all times
+    failed_at: float = 0.0
     deaths: int = 0  # of its server, by itself
     in_since: float = 0.0
     idle_since: float = 0.0

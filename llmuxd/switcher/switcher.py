@@ -77,6 +77,16 @@ class Switcher:
         """Who is told; add to it."""
         return self._fleet.listeners
 
+    @property
+    def learnt(self) -> list[Callable[[str, Cost, float], None]]:
+        """Who is told what a move took: model, cost, seconds; add to it."""
+        return self._book.listeners
+
+    @property
+    def attached(self) -> bool:
+        """Whether systemd is heard."""
+        return self._fleet.units.attached
+
     def names(self) -> list[str]:
         """The names of all models, in the order of the configuration."""
         return list(self._fleet.models)

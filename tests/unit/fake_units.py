@@ -66,6 +66,7 @@ class FakeUnits(Units):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
+        self.attached = True
         self.log: list[str] = []
         self.ports: dict[str, int] = {}
         self.takes: dict[str, float] = {}  # seconds, of verb and model
