@@ -8,7 +8,7 @@ import os
 import sys
 from pathlib import Path
 
-from . import __version__, config, journal
+from . import __version__, config, journal, keys
 from .errors import ConfigInvalid, LlmuxError
 
 log = logging.getLogger("llmuxd")
@@ -23,6 +23,9 @@ def main() -> int:
     journal.set_up(verbose=arguments.verbose)
     try:
         loaded = config.load(arguments.config)
+        # A credential is there only where systemd has started us.
+        if not arguments.check_config or Path(loaded.keys).is_absolute():
+            keys.load(loaded)
     except ConfigInvalid as error:
         if arguments.check_config:
             print(error, file=sys.stderr)

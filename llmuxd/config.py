@@ -151,6 +151,7 @@ class Config:
     queue_limit: int = DEFAULT_QUEUE_LIMIT
     default_model: str = ""
     upstream: Upstream = Upstream.READ
+    keys: str = ""
     text: str = field(default="", repr=False, compare=False)
 
     @cached_property
@@ -239,7 +240,7 @@ class _Reader(Nodes):
                     values[name] = self.integer(node, name, low=1024)
                 case "queue_limit":
                     values[name] = self.integer(node, name, low=1)
-                case "default_model":
+                case "default_model" | "keys":
                     values[name] = self.text(node, name)
                 case "upstream":
                     values[name] = Upstream(self.choice(node, name, list(Upstream)))

@@ -3,6 +3,7 @@
 
 import asyncio
 import contextlib
+import ipaddress
 import logging
 import os
 import signal
@@ -14,7 +15,7 @@ from typing import Any
 import pystemd.daemon
 import sdnotify
 
-from . import accepted, config
+from . import accepted, config, keys
 from .bus import Bus
 from .control import Control
 from .errors import ConfigInvalid, LlmuxError, NoSocket
@@ -42,7 +43,9 @@ class Daemon:
         self._gpus = Gpus()
         self._switcher = Switcher(loaded, self._units, self._gpus.measure)
         self._control = Control(self._switcher, self._gpus, self.reload)
-        self._proxy = Proxy(self._switcher, self._gpus)
+        known = keys.load(loaded)
+        self._keys_needed = known is not None
+        self._proxy = Proxy(self._switcher, self._gpus, known)
         self._tasks: list[asyncio.Task[None]] = []
         self._stop = asyncio.Event()
         self._hangup = asyncio.Event()
@@ -65,6 +68,9 @@ class Daemon:
             loop.add_signal_handler(number, self._stop.set)
         loop.add_signal_handler(signal.SIGHUP, self._hangup.set)
         sockets = listening_sockets(self._port)
+        if not self._keys_needed and any(map(_is_open, sockets)):
+            log.warning("whoever reaches this host's port can use every model: see 'keys' in"
+                        " llmux.yaml(5)")  # fmt: skip
         self._gpus.changed = self._measured
         self._own(self._gpus.run(), "gpus")
         bus = await self._connect()
@@ -92,8 +98,10 @@ class Daemon:
         """Take the configuration file as it is now; an error leaves all as it was."""
         async with self._reloading:
             loaded = await asyncio.to_thread(config.load, self._path)
+            known = await asyncio.to_thread(keys.load, loaded)
             await asyncio.to_thread(accepted.publish, loaded)
             self._switcher.reload(loaded)
+            self._proxy.take_keys(known)
         log.info("configuration reloaded, %d models", len(loaded.models),
                  extra=about(Event.CONFIG_RELOADED))  # fmt: skip
 
@@ -185,6 +193,13 @@ class Daemon:
         # Half a daemon is worse than a restarted one: the models go on meanwhile.
         self._failure = task.exception()
         self._stop.set()
+
+
+def _is_open(sock: socket.socket) -> bool:
+    """Whether other hosts can connect to it."""
+    if sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return False
+    return not ipaddress.ip_address(sock.getsockname()[0]).is_loopback
 
 
 def listening_sockets(port: int | None) -> list[socket.socket]:

@@ -81,6 +81,33 @@ class ExpectationFailed(LlmuxError):
     openai_type = "invalid_request_error"
 
 
+class Unauthorized(LlmuxError):
+    """The HTTP request has no API key, or none that is known."""
+
+    http_status = 401
+    openai_type = "invalid_request_error"
+    openai_code = "invalid_api_key"
+    hint = "send it as 'Authorization: Bearer KEY'"
+
+
+class KeyForbids(LlmuxError):
+    """The API key may not use the model."""
+
+    http_status = 403
+    openai_type = "permission_error"
+    openai_code = "model_not_allowed"
+    hint = "GET /v1/models lists those that it may use"
+
+
+class RateLimited(LlmuxError):
+    """The API key has used up what it may."""
+
+    http_status = 429
+    openai_type = "rate_limit_error"
+    openai_code = "rate_limit_exceeded"
+    hint = "try again later"
+
+
 class TooSlow(LlmuxError):
     """The client stopped in the middle of its request."""
 

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Requests that a model answers: which one, and in which words its server is asked."""
 
+from dataclasses import dataclass
+
 from aiohttp import HttpVersion11, hdrs, web
 
 from ..config import Config, Upstream
@@ -8,90 +10,107 @@ from ..errors import BadRequest, ExpectationFailed, MethodNotAllowed
 from ..metrics import Counts, Visit
 from ..switcher import Switcher
 from . import body, targets, websocket
+from .access import Caller
 from .form import Form
-from .headers import passed
+from .headers import HANDSHAKE, passed
 from .relay import Outgoing, Relay
 from .routes import READING, Route
 
 _UNPACKED = (hdrs.CONTENT_ENCODING.lower(),)
+_SEE = "see 'upstream' in llmux.yaml"
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One request for a model. `target` is its path and query, as they were sent."""
+
+    request: web.BaseRequest
+    target: str
+    route: Route
+    caller: Caller
+    visit: Visit
 
 
 class Calls:
-    """Finds the model of each request and has it served."""
+    """Finds the model of each call and has it served."""
 
     def __init__(self, switcher: Switcher, counts: Counts):
         self._switcher = switcher
         self._relay = Relay(switcher, counts)
 
-    async def api(self, request: web.BaseRequest, target: str, visit: Visit) -> web.StreamResponse:
+    async def api(self, call: Call) -> web.StreamResponse:
         """A call of the API."""
         config = self._switcher.config
+        request = call.request
         await _invite_body(request, config.max_body)
         if request.headers.get(hdrs.CONTENT_TYPE, "").startswith("multipart/form-data"):
             form = Form(request, config.max_body)
-            name = visit.model = _resolve(config, await form.model() or targets.model(target))
+            name = _resolve(config, call, await form.model() or targets.model(call.target))
             form.naming(config.models[name].engine_name)
-            return await self._serve(request, visit, target, form)
+            return await self._serve(call, call.target, form)
         raw = await body.whole(request, config.max_body)
         if not raw and request.method != hdrs.METH_POST:
             # Such as GET /v1/responses/ID?model=NAME.
-            visit.model = _resolve(config, targets.model(target))
-            return await self._serve(request, visit, target, raw)
+            _resolve(config, call, targets.model(call.target))
+            return await self._serve(call, call.target, raw)
         parsed = body.parse(raw)
-        name = visit.model = _resolve(config, parsed.model or targets.model(target))
-        raw = parsed.naming(config.models[name].engine_name)
-        return await self._serve(request, visit, target, raw)
+        name = _resolve(config, call, parsed.model or targets.model(call.target))
+        return await self._serve(call, call.target, parsed.naming(config.models[name].engine_name))
 
-    async def realtime(
-        self, request: web.BaseRequest, target: str, visit: Visit
-    ) -> web.StreamResponse:
+    async def realtime(self, call: Call) -> web.StreamResponse:
         """A WebSocket, whose model the query names."""
-        if not websocket.wanted(request):
+        if not websocket.wanted(call.request):
             raise BadRequest("this route is for WebSockets", "send Upgrade: websocket")
         config = self._switcher.config
-        visit.model = _resolve(config, targets.model(target))
-        return await self._relay.tunnel(request, visit, target, config.max_body)
+        _resolve(config, call, targets.model(call.target))
+        return await self._tunnel(call, call.target)
 
-    async def upstream(
-        self, request: web.BaseRequest, route: Route, target: str, visit: Visit
-    ) -> web.StreamResponse:
+    async def upstream(self, call: Call) -> web.StreamResponse:
         """A request for the engine's own pages, which passes as it is."""
         config = self._switcher.config
-        visit.model, path = targets.split(route.rest, config)
-        if config.upstream is Upstream.READ and request.method not in READING:
-            raise MethodNotAllowed(
-                f"/upstream takes GET, not {request.method}", "see 'upstream' in llmux.yaml"
-            )
-        query = target[len(target.partition("?")[0]) :]
+        request = call.request
+        name, path = targets.split(call.route.rest, config)
+        _resolve(config, call, name)
+        if config.upstream is Upstream.READ:
+            if request.method not in READING:
+                raise MethodNotAllowed(f"/upstream takes GET, not {request.method}", _SEE)
+            if websocket.wanted(request):
+                raise MethodNotAllowed("/upstream takes no WebSockets", _SEE)
+        query = call.target[len(call.target.partition("?")[0]) :]
         if not path:
             # The links of its pages are relative to the folder.
-            return web.Response(status=308, headers={"Location": f"/upstream/{route.rest}/{query}"})
+            location = f"/upstream/{call.route.rest}/{query}"
+            return web.Response(status=308, headers={hdrs.LOCATION: location})
         if websocket.wanted(request):
-            if config.upstream is Upstream.READ:
-                raise MethodNotAllowed(
-                    "/upstream takes no WebSockets", "see 'upstream' in llmux.yaml"
-                )
-            return await self._relay.tunnel(request, visit, path + query, config.max_body)
+            return await self._tunnel(call, path + query)
         await _invite_body(request, config.max_body)
-        raw = await body.whole(request, config.max_body)
-        return await self._serve(request, visit, path + query, raw)
+        return await self._serve(call, path + query, await body.whole(request, config.max_body))
 
-    async def _serve(
-        self, request: web.BaseRequest, visit: Visit, target: str, what: bytes | Form
-    ) -> web.StreamResponse:
+    async def _serve(self, call: Call, target: str, what: bytes | Form) -> web.StreamResponse:
         # The body was decompressed as it was read.
-        headers = passed(request.headers, _UNPACKED)
+        dropped = (*_UNPACKED, *call.caller.secret_headers)
+        headers = passed(call.request.headers, dropped)
         if isinstance(what, Form) and what.length is not None:
             headers[hdrs.CONTENT_LENGTH] = str(what.length)
-        outgoing = Outgoing(request.method, target, headers, what)
-        return await self._relay.serve(request, visit, outgoing)
+        outgoing = Outgoing(call.request.method, target, headers, what, call.caller.priority)
+        return await self._relay.serve(call.request, call.visit, outgoing)
+
+    async def _tunnel(self, call: Call, target: str) -> web.StreamResponse:
+        limit = self._switcher.config.max_body
+        headers = passed(call.request.headers, (*HANDSHAKE, *call.caller.secret_headers))
+        outgoing = Outgoing(call.request.method, target, headers, b"", call.caller.priority)
+        return await self._relay.tunnel(call.request, call.visit, outgoing, limit)
 
 
-def _resolve(config: Config, asked: str) -> str:
+def _resolve(config: Config, call: Call, asked: str) -> str:
+    """The model, which the caller may use."""
     asked = asked or config.default_model
     if not asked:
         raise BadRequest("the request names no model", "give its name as 'model'")
-    return config.resolve(asked)
+    name = config.resolve(asked)
+    call.caller.check(name)
+    call.visit.model = name
+    return name
 
 
 async def _invite_body(request: web.BaseRequest, limit: int) -> None:

@@ -15,7 +15,7 @@ _HOP_BY_HOP = frozenset(
 )  # fmt: skip
 
 # Made for each connection anew by the one who opens it (RFC 6455).
-_HANDSHAKE = frozenset(
+HANDSHAKE = frozenset(
     {
         "sec-websocket-key", "sec-websocket-version", "sec-websocket-extensions",
         "sec-websocket-protocol", "sec-websocket-accept",
@@ -34,8 +34,3 @@ def passed(headers: CIMultiDictProxy[str], without: Iterable[str] = ()) -> CIMul
     return CIMultiDict(
         [(key, value) for key, value in headers.items() if key.lower() not in dropped]
     )
-
-
-def passed_at_handshake(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
-    """Those that pass where a WebSocket is opened."""
-    return passed(headers, _HANDSHAKE)

@@ -40,6 +40,7 @@ class Outgoing:
     target: str
     headers: CIMultiDict[str]
     body: bytes | Form = b""
+    priority: int = 0
 
     @property
     def data(self) -> bytes | io.BytesIO | AsyncIterator[bytes] | None:
@@ -77,36 +78,40 @@ class Relay:
                 visit.first_byte = now()
                 return await self._pass_on(request, visit, upstream)
 
-        return await self._with_model(visit, deadline, exchange, lambda: outgoing.replayable)
+        return await self._with_model(visit, outgoing, deadline, exchange)
 
     async def tunnel(
-        self, request: web.BaseRequest, visit: Visit, target: str, limit: int
+        self, request: web.BaseRequest, visit: Visit, outgoing: Outgoing, limit: int
     ) -> web.StreamResponse:
         """Open a WebSocket between the client and the visit's model."""
 
         async def exchange(backend: Backend) -> web.StreamResponse:
-            return await websocket.tunnel(request, backend, target, limit)
+            return await websocket.tunnel(
+                request, backend, outgoing.target, outgoing.headers, limit
+            )
 
         deadline = self._switcher.deadline(visit.model)
-        return await self._with_model(visit, deadline, exchange, lambda: True)
+        return await self._with_model(visit, outgoing, deadline, exchange)
 
     async def _with_model(
-        self, visit: Visit, deadline: float, exchange: Exchange, replayable: Callable[[], bool]
+        self, visit: Visit, outgoing: Outgoing, deadline: float, exchange: Exchange
     ) -> web.StreamResponse:
         visit.queued = now()
         try:
-            return await self._once(visit, deadline, exchange)
+            return await self._once(visit, outgoing.priority, deadline, exchange)
         except (aiohttp.ClientConnectorError, BackendGone) as error:
             # It never had the request: its server died, and systemd has not told yet.
-            if not replayable():
+            if not outgoing.replayable:
                 raise lost(error) from None
         try:
-            return await self._once(visit, deadline, exchange)
+            return await self._once(visit, outgoing.priority, deadline, exchange)
         except (aiohttp.ClientConnectorError, BackendGone) as error:
             raise lost(error) from None
 
-    async def _once(self, visit: Visit, deadline: float, exchange: Exchange) -> web.StreamResponse:
-        async with self._switcher.request(visit.model, deadline) as backend:
+    async def _once(
+        self, visit: Visit, priority: int, deadline: float, exchange: Exchange
+    ) -> web.StreamResponse:
+        async with self._switcher.request(visit.model, deadline, priority) as backend:
             visit.admitted = now()
             try:
                 return await exchange(backend)

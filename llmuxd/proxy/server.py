@@ -4,15 +4,18 @@
 import asyncio
 import logging
 import socket
+from collections.abc import Collection
 
 from aiohttp import hdrs, web
 
 from ..errors import BadRequest, Internal, LlmuxError
 from ..gpus import Gpus
+from ..keys import Key
 from ..metrics import CONTENT_TYPE, Counts, Lag, Page, Visit
 from ..switcher import Switcher
 from . import models, routes, shapes, targets
-from .calls import Calls
+from .access import Access
+from .calls import Call, Calls
 from .connection import Server
 from .health import Health
 from .routes import Kind
@@ -30,8 +33,9 @@ _LEFT = 499
 class Proxy:
     """The server. `start` it on a socket, `close` it to let requests in flight end."""
 
-    def __init__(self, switcher: Switcher, gpus: Gpus):
+    def __init__(self, switcher: Switcher, gpus: Gpus, keys: Collection[Key] | None):
         self._switcher = switcher
+        self._access = Access(keys)
         self._counts = Counts()
         self._page = Page(switcher, gpus, self._counts)
         self._lag = Lag(self._counts.lag)
@@ -39,6 +43,10 @@ class Proxy:
         self._calls = Calls(switcher, self._counts)
         switcher.learnt.append(self._counts.moved)
         self._runner: web.ServerRunner | None = None
+
+    def take_keys(self, keys: Collection[Key] | None) -> None:
+        """These API keys hold from now on; None: nobody needs one."""
+        self._access.take(keys)
 
     async def start(self, sockets: list[socket.socket]) -> None:
         """Accept connections on `sockets`, which listen already."""
@@ -86,21 +94,28 @@ class Proxy:
     ) -> web.StreamResponse:
         route = routes.match(request.method, target.partition("?")[0])
         visit.route = route.label
+        if route.kind is Kind.HEALTH:
+            return self._tell_health()
+        caller = self._access.caller(request)
         match route.kind:
-            case Kind.CALL:
-                return await self._calls.api(request, target, visit)
-            case Kind.HEALTH:
-                return self._tell_health()
             case Kind.METRICS:
                 return await self._tell_metrics()
             case Kind.MODELS:
-                return web.json_response(models.listing(self._switcher))
+                return web.json_response(models.listing(self._switcher, caller))
             case Kind.MODEL:
-                return web.json_response(models.entry(self._switcher, route.rest))
-            case Kind.REALTIME:
-                return await self._calls.realtime(request, target, visit)
-            case Kind.UPSTREAM:
-                return await self._calls.upstream(request, route, target, visit)
+                return web.json_response(models.entry(self._switcher, caller, route.rest))
+            case _:
+                return await self._call(Call(request, target, route, caller, visit))
+
+    async def _call(self, call: Call) -> web.StreamResponse:
+        with call.caller.turn():
+            match call.route.kind:
+                case Kind.REALTIME:
+                    return await self._calls.realtime(call)
+                case Kind.UPSTREAM:
+                    return await self._calls.upstream(call)
+                case _:
+                    return await self._calls.api(call)
 
     def _tell_health(self) -> web.Response:
         problems = self._health.problems()

@@ -40,6 +40,8 @@ def response_of(api: Api, error: LlmuxError) -> web.Response:
     headers = {}
     if error.retry_after is not None:
         headers["Retry-After"] = str(max(1, round(error.retry_after)))
+    if error.http_status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
     return web.json_response(error_of(api, error), status=error.http_status, headers=headers)
 
 

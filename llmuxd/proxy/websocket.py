@@ -6,10 +6,10 @@ from collections.abc import AsyncIterable
 
 import aiohttp
 from aiohttp import hdrs, web
+from multidict import CIMultiDict
 
 from ..backend import Backend, BackendGone
 from ..errors import HandshakeRefused
-from .headers import passed_at_handshake
 from .loss import lost
 
 # OpenAI's realtime clients in browsers send their key as one of the offered protocols.
@@ -28,7 +28,11 @@ def offered(request: web.BaseRequest) -> list[str]:
 
 
 async def tunnel(
-    request: web.BaseRequest, backend: Backend, target: str, limit: int
+    request: web.BaseRequest,
+    backend: Backend,
+    target: str,
+    headers: CIMultiDict[str],
+    limit: int,
 ) -> web.StreamResponse:
     """Pass messages both ways until one side ends; `limit` is a message's, in bytes."""
     protocols = [name for name in offered(request) if not name.startswith(KEY_PROTOCOL)]
@@ -36,7 +40,7 @@ async def tunnel(
         upstream = await backend.session.ws_connect(
             backend.endpoint + target,
             protocols=protocols,
-            headers=passed_at_handshake(request.headers),
+            headers=headers,
             autoping=False,
             max_msg_size=limit,
         )

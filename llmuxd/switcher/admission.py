@@ -23,7 +23,9 @@ class Admission:
         self._fleet = fleet
         self._book = book
 
-    async def enter(self, model: Model, wish: Wish, deadline: float = inf) -> Backend:
+    async def enter(
+        self, model: Model, wish: Wish, deadline: float = inf, priority: int = 0
+    ) -> Backend:
         """Wait until the model serves; a request is in flight from then on, until it leaves.
 
         At `deadline` the wait is given up.
@@ -39,7 +41,7 @@ class Admission:
         _refuse_if_failing(model)
         if wish is Wish.REQUEST:
             self._refuse_if_full(model)
-        waiter = self._line_up(model, wish)
+        waiter = self._line_up(model, wish, priority)
         try:
             async with asyncio.timeout_at(None if deadline == inf else deadline):
                 return await self._wait(model, waiter)
@@ -81,9 +83,11 @@ class Admission:
                 waiter.admitted.set_exception(error)
         self._fleet.changed(model)
 
-    def _line_up(self, model: Model, wish: Wish) -> Waiter:
+    def _line_up(self, model: Model, wish: Wish, priority: int) -> Waiter:
         future: asyncio.Future[Backend] = asyncio.get_running_loop().create_future()
         waiter = Waiter(now(), wish, future)
+        # The most urgent one takes the others along: they are served together.
+        model.urgency = max(model.urgency, priority) if model.waiters else priority
         model.waiters.append(waiter)
         self._count(waiter, 1)
         self._fleet.changed(model)

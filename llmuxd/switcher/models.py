@@ -45,6 +45,7 @@ class Model:
 
     config: ModelConfig
     waiters: deque[Waiter] = field(default_factory=deque)
+    urgency: int = 0  # what the waiters add to its priority
     in_flight: int = 0
     idle: asyncio.Event = field(default_factory=asyncio.Event)
     transition: asyncio.Task[LlmuxError | None] | None = None

@@ -119,15 +119,18 @@ class Switcher:
         return now() + self._fleet.resolve(name).config.request_timeout
 
     @contextlib.asynccontextmanager
-    async def request(self, name: str, deadline: float | None = None) -> AsyncIterator[Backend]:
+    async def request(
+        self, name: str, deadline: float | None = None, priority: int = 0
+    ) -> AsyncIterator[Backend]:
         """Have the model serve for as long as the context lasts; waits for it if need be.
 
-        TimedOut at `deadline`, by default the one of `deadline()`.
+        TimedOut at `deadline`, by default the one of `deadline()`. While it waits, `priority` is
+        added to the model's.
         """
         model = self._fleet.resolve(name)
         if deadline is None:
             deadline = self.deadline(name)
-        backend = await self._admission.enter(model, Wish.REQUEST, deadline)
+        backend = await self._admission.enter(model, Wish.REQUEST, deadline, priority)
         try:
             async with backend:
                 yield backend

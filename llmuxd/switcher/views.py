@@ -36,7 +36,7 @@ def view(fleet: Fleet, book: CostBook, model: Model) -> ModelView:
         may_leave_at=model.may_leave_at,
         vram=config.vram,
         pin=model.pin,
-        priority=LAST if preload else config.priority,
+        priority=LAST if preload else _priority(model),
         busy=model.in_flight > 0,
         in_since=model.in_since,
         idle_since=model.idle_since,
@@ -48,6 +48,11 @@ def view(fleet: Fleet, book: CostBook, model: Model) -> ModelView:
         min_active=config.min_active,
         ttl=config.ttl,
     )
+
+
+def _priority(model: Model) -> int:
+    urgency = model.urgency if model.waiters else 0
+    return max(-MAX_PRIORITY, min(model.config.priority + urgency, MAX_PRIORITY))
 
 
 def _come_cost(costs: Costs, name: str, way: Cost) -> float:

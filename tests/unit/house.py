@@ -71,7 +71,7 @@ async def a_house() -> AsyncIterator[House]:
     """All of it, running."""
     async with an_engine() as engine, on_stage(A, B) as stage:
         stage.units.ports = {"org/a": engine.port, "b": engine.port}
-        proxy = Proxy(stage.switcher, Gpus())
+        proxy = Proxy(stage.switcher, Gpus(), None)
         sock = socket.create_server(("127.0.0.1", 0))
         port = sock.getsockname()[1]
         await proxy.start([sock])

@@ -21,7 +21,7 @@ def test_every_error_has_a_place_on_every_edge(kind: type[LlmuxError]) -> None:
     assert 400 <= kind.http_status < 600
     wrong = kind.openai_type == "invalid_request_error"
     assert wrong == (
-        kind.http_status in (400, 404, 405, 408, 413, 417) and kind is not errors.NoSuchJob
+        kind.http_status in (400, 401, 404, 405, 408, 413, 417) and kind is not errors.NoSuchJob
     )
     assert kind.__doc__
 
