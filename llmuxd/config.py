@@ -152,6 +152,8 @@ class Config:
     default_model: str = ""
     upstream: Upstream = Upstream.READ
     keys: str = ""
+    response_headers: bool = True
+    waiting_comments: bool = False
     text: str = field(default="", repr=False, compare=False)
 
     @cached_property
@@ -242,6 +244,8 @@ class _Reader(Nodes):
                     values[name] = self.integer(node, name, low=1)
                 case "default_model" | "keys":
                     values[name] = self.text(node, name)
+                case "response_headers" | "waiting_comments":
+                    values[name] = self.boolean(node, name)
                 case "upstream":
                     values[name] = Upstream(self.choice(node, name, list(Upstream)))
                 case _:

@@ -7,14 +7,16 @@ from aiohttp import HttpVersion11, hdrs, web
 
 from ..config import Config, Upstream
 from ..errors import BadRequest, ExpectationFailed, MethodNotAllowed
-from ..metrics import Counts, Visit
+from ..metrics import Visit
 from ..switcher import Switcher
 from . import body, targets, websocket
 from .access import Caller
+from .answer import Answers
 from .form import Form
 from .headers import HANDSHAKE, passed
 from .relay import Outgoing, Relay
 from .routes import READING, Route
+from .waiting import HEADER, WANTED, Waiting
 
 _UNPACKED = (hdrs.CONTENT_ENCODING.lower(),)
 _SEE = "see 'upstream' in llmux.yaml"
@@ -34,9 +36,9 @@ class Call:
 class Calls:
     """Finds the model of each call and has it served."""
 
-    def __init__(self, switcher: Switcher, counts: Counts):
+    def __init__(self, switcher: Switcher, answers: Answers):
         self._switcher = switcher
-        self._relay = Relay(switcher, counts)
+        self._relay = Relay(switcher, answers)
 
     async def api(self, call: Call) -> web.StreamResponse:
         """A call of the API."""
@@ -55,7 +57,8 @@ class Calls:
             return await self._serve(call, call.target, raw)
         parsed = body.parse(raw)
         name = _resolve(config, call, parsed.model or targets.model(call.target))
-        return await self._serve(call, call.target, parsed.naming(config.models[name].engine_name))
+        raw = parsed.naming(config.models[name].engine_name)
+        return await self._serve(call, call.target, raw, stream=parsed.stream)
 
     async def realtime(self, call: Call) -> web.StreamResponse:
         """A WebSocket, whose model the query names."""
@@ -86,14 +89,24 @@ class Calls:
         await _invite_body(request, config.max_body)
         return await self._serve(call, path + query, await body.whole(request, config.max_body))
 
-    async def _serve(self, call: Call, target: str, what: bytes | Form) -> web.StreamResponse:
+    async def _serve(
+        self, call: Call, target: str, what: bytes | Form, *, stream: bool = False
+    ) -> web.StreamResponse:
         # The body was decompressed as it was read.
         dropped = (*_UNPACKED, *call.caller.secret_headers)
         headers = passed(call.request.headers, dropped)
         if isinstance(what, Form) and what.length is not None:
             headers[hdrs.CONTENT_LENGTH] = str(what.length)
         outgoing = Outgoing(call.request.method, target, headers, what, call.caller.priority)
-        return await self._relay.serve(call.request, call.visit, outgoing)
+        waiting = self._waiting(call) if stream else None
+        return await self._relay.serve(call.request, call.visit, outgoing, waiting)
+
+    def _waiting(self, call: Call) -> Waiting | None:
+        """For a client of an event stream that wants to hear something meanwhile."""
+        asked = call.request.headers.get(HEADER, "").lower()
+        if asked == WANTED or (not asked and self._switcher.config.waiting_comments):
+            return Waiting(call.request, self._switcher, call.visit.model, call.route.api)
+        return None
 
     async def _tunnel(self, call: Call, target: str) -> web.StreamResponse:
         limit = self._switcher.config.max_body

@@ -6,23 +6,19 @@ others serve. It is red where systemd is not heard, where two models or more kep
 the last that came, and where one did and nothing serves at all.
 """
 
-import asyncio
 from collections.abc import Iterator
 
-from ..costs import Cost
 from ..state import State
 from ..switcher import Switcher
-
-_CAME = (Cost.COLD, Cost.RESTORE, Cost.RESUME)
+from .arrivals import Arrivals
 
 
 class Health:
-    """Hears which models come."""
+    """Knows from the switcher which models do not come, and from `arrivals` when one did."""
 
-    def __init__(self, switcher: Switcher):
+    def __init__(self, switcher: Switcher, arrivals: Arrivals):
         self._switcher = switcher
-        self._came_at = 0.0
-        switcher.learnt.append(self._learnt)
+        self._arrivals = arrivals
 
     def problems(self) -> list[str]:
         """Why switching is broken, a line each; empty where it is not."""
@@ -35,12 +31,8 @@ class Health:
     def _failing(self) -> Iterator[str]:
         for name in self._switcher.names():
             model = self._switcher.model(name)
-            if model.failures > 1 and model.failed_at > self._came_at:
+            if model.failures > 1 and model.failed_at > self._arrivals.last_at:
                 yield f"{name!r} keeps failing: {model.last_error}"
 
     def _serves(self) -> bool:
         return any(self._switcher.state(n) is State.SERVING for n in self._switcher.names())
-
-    def _learnt(self, model: str, cost: Cost, seconds: float) -> None:
-        if cost in _CAME:
-            self._came_at = asyncio.get_running_loop().time()

@@ -4,32 +4,27 @@
 import asyncio
 import errno
 import io
-import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 
 import aiohttp
 import yarl
-from aiohttp import hdrs, web
+from aiohttp import web
 from multidict import CIMultiDict
 
 from ..backend import Backend, BackendGone
-from ..errors import TimedOut
-from ..metrics import Counts, Visit
+from ..errors import LlmuxError, TimedOut
+from ..metrics import Visit
 from ..switcher import Switcher
 from . import websocket
+from .answer import Answers
 from .form import Form
-from .headers import passed
-from .loss import cause, lost, was_closed
-from .usage import Tail
-
-log = logging.getLogger(__name__)
+from .loss import lost, was_closed
+from .moments import now
+from .waiting import Waiting
 
 # From here on aiohttp wants a file, which it writes in pieces.
 _LARGE = 1 << 20
-# An answer of so many bytes is passed on whole: its head and body leave in one packet, and a
-# server that dies in the middle of it is a clean error.
-_SHORT = 64 * 1024
 
 
 @dataclass(slots=True)
@@ -63,22 +58,38 @@ Exchange = Callable[[Backend], Awaitable[web.StreamResponse]]
 class Relay:
     """Sends each request to the model that it is for, once that serves."""
 
-    def __init__(self, switcher: Switcher, counts: Counts):
+    def __init__(self, switcher: Switcher, answers: Answers):
         self._switcher = switcher
-        self._counts = counts
+        self._answers = answers
 
     async def serve(
-        self, request: web.BaseRequest, visit: Visit, outgoing: Outgoing
+        self,
+        request: web.BaseRequest,
+        visit: Visit,
+        outgoing: Outgoing,
+        waiting: Waiting | None,
     ) -> web.StreamResponse:
-        """Have the visit's model answer `request`."""
+        """Have the visit's model answer `request`; `waiting` tells the client what happens."""
         deadline = self._switcher.deadline(visit.model)
 
         async def exchange(backend: Backend) -> web.StreamResponse:
             async with await _begin(backend, outgoing, deadline) as upstream:
                 visit.first_byte = now()
-                return await self._pass_on(request, visit, upstream)
+                begun = await waiting.stop() if waiting else None
+                return await self._answers.pass_on(request, visit, upstream, begun)
 
-        return await self._with_model(visit, outgoing, deadline, exchange)
+        if waiting is None:
+            return await self._with_model(visit, outgoing, deadline, exchange)
+        waiting.start()
+        try:
+            return await self._with_model(visit, outgoing, deadline, exchange)
+        except LlmuxError as error:
+            told = await waiting.fail(error)
+            if told is None:
+                raise
+            return told
+        finally:
+            await waiting.stop()
 
     async def tunnel(
         self, request: web.BaseRequest, visit: Visit, outgoing: Outgoing, limit: int
@@ -121,62 +132,6 @@ class Relay:
                     await self._switcher.lost(visit.model, backend)
                 raise
 
-    async def _pass_on(
-        self, request: web.BaseRequest, visit: Visit, upstream: aiohttp.ClientResponse
-    ) -> web.StreamResponse:
-        headers = passed(upstream.headers)
-        length = upstream.content_length
-        tail = Tail()
-        if length is not None and length <= _SHORT and request.method != hdrs.METH_HEAD:
-            response: web.StreamResponse = await _whole(upstream, headers, tail)
-        else:
-            response = web.StreamResponse(
-                status=upstream.status, reason=upstream.reason, headers=headers
-            )
-            if length is not None:
-                response.content_length = length
-            await response.prepare(request)
-            await self._stream(request, visit, upstream, response, tail)
-        visit.prompt_tokens, visit.completion_tokens = tail.tokens()
-        return response
-
-    async def _stream(
-        self,
-        request: web.BaseRequest,
-        visit: Visit,
-        upstream: aiohttp.ClientResponse,
-        response: web.StreamResponse,
-        tail: Tail,
-    ) -> None:
-        gaps = self._counts.gaps(visit.model)
-        before = 0.0
-        try:
-            async for chunk in upstream.content.iter_any():
-                time = now()
-                if before:
-                    gaps.observe(time - before)
-                before = time
-                tail.add(chunk)
-                await response.write(chunk)
-        except (aiohttp.ClientError, OSError) as error:
-            # The status is out: a broken stream is the only honest end.
-            if request.transport is not None:
-                log.warning("%s: the stream broke: %s", request.path, cause(error))
-                request.transport.abort()
-            return
-        await response.write_eof()
-
-
-async def _whole(
-    upstream: aiohttp.ClientResponse, headers: CIMultiDict[str], tail: Tail
-) -> web.Response:
-    try:
-        body = await upstream.read()
-    except (aiohttp.ClientError, OSError) as error:
-        raise lost(error) from None
-    tail.add(body)
-    return web.Response(status=upstream.status, reason=upstream.reason, headers=headers, body=body)
-
 
 async def _begin(backend: Backend, outgoing: Outgoing, deadline: float) -> aiohttp.ClientResponse:
     """The answer's head, in time: a server may accept a request and never answer it."""
@@ -214,8 +169,3 @@ async def _send(backend: Backend, outgoing: Outgoing) -> aiohttp.ClientResponse:
             return await once()
         except (aiohttp.ClientError, OSError):
             raise lost(error) from None
-
-
-def now() -> float:
-    """The running loop's clock, in seconds."""
-    return asyncio.get_running_loop().time()

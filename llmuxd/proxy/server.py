@@ -15,6 +15,8 @@ from ..metrics import CONTENT_TYPE, Counts, Lag, Page, Visit
 from ..switcher import Switcher
 from . import models, routes, shapes, targets
 from .access import Access
+from .answer import Answers
+from .arrivals import Arrivals
 from .calls import Call, Calls
 from .connection import Server
 from .health import Health
@@ -39,8 +41,9 @@ class Proxy:
         self._counts = Counts()
         self._page = Page(switcher, gpus, self._counts)
         self._lag = Lag(self._counts.lag)
-        self._health = Health(switcher)
-        self._calls = Calls(switcher, self._counts)
+        arrivals = Arrivals(switcher)
+        self._health = Health(switcher, arrivals)
+        self._calls = Calls(switcher, Answers(switcher, self._counts, arrivals))
         switcher.learnt.append(self._counts.moved)
         self._runner: web.ServerRunner | None = None
 
