@@ -3,7 +3,7 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
@@ -30,6 +30,9 @@ NOT_OF_CONTAINER = frozenset(
         "ttl", "vram",
     }
 )  # fmt: skip
+# The number of the way in which container.py turns a definition into podman's flags: 1 had none of
+# its locks. A checkpoint of another number is not restored.
+CONTAINER_FORM = 2
 # The C loader is ten times faster, and llmux-model reads the file at each start; it is
 # missing where PyYAML was built without libyaml.
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -110,6 +113,8 @@ class ModelConfig:
     request_timeout: float = 1800.0
     drain_timeout: float | None = None
     served_name: str = ""
+    privileged: bool = False
+    read_only: bool = False
 
     @property
     def engine_name(self) -> str:
@@ -132,10 +137,15 @@ class ModelConfig:
     def definition(self) -> str:
         """A hash of all that makes the container what it is.
 
-        A checkpoint of another definition must not be restored.
+        A checkpoint of another definition must not be restored. What stands at its default is left
+        out, so that checkpoints outlive the release that brings a new key.
         """
-        mine = asdict(self) | {"devices": self.device_names}
-        mine = {key: value for key, value in mine.items() if key not in NOT_OF_CONTAINER}
+        mine: dict[str, object] = {
+            each.name: getattr(self, each.name)
+            for each in fields(self)
+            if each.name not in NOT_OF_CONTAINER and getattr(self, each.name) != each.default
+        }
+        mine |= {"devices": self.device_names, "form": CONTAINER_FORM}
         if self.drops_kv:
             mine["drops_kv"] = True
         return hashlib.sha256(json.dumps(mine, sort_keys=True).encode()).hexdigest()
@@ -329,7 +339,7 @@ class _Reader(Nodes):
                     values[name] = self.integer(node, name, low=-MAX_PRIORITY, high=MAX_PRIORITY)
                 case "queue_limit":
                     values[name] = self.integer(node, name, low=1)
-                case "checkpoint" | "canary" | "pin" | "preload":
+                case "checkpoint" | "canary" | "pin" | "preload" | "privileged" | "read_only":
                     values[name] = self.boolean(node, name)
                 case "image_sleep" | "park_sleep":
                     values[name] = Sleep(self.choice(node, name, list(Sleep)))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from .. import names
 from ..config import ModelConfig
-from . import vllm
+from . import seccomp, vllm
 from .activation import conmon_pidfile
 from .process import CommandFailed, run
 
@@ -96,6 +96,7 @@ class Container:
             # vLLM's workers talk through /dev/shm; podman's 64 MB are too few.
             "--shm-size", model.shm_size,
         ]  # fmt: skip
+        argv += self._locks()
         for key, value in self._environment().items():
             argv += ["--env", f"{key}={value}"]
         for volume in self._volumes():
@@ -103,6 +104,18 @@ class Container:
         for device in model.device_names:
             argv += ["--device", device]
         run([*argv, *model.podman_args, model.image, *self._arguments()], RUN_TIMEOUT)
+
+    def _locks(self) -> list[str]:
+        """What the container may not; config.CONTAINER_FORM counts the changes here."""
+        model = self._model
+        locks = ["--privileged"] if model.privileged else ["--security-opt=no-new-privileges"]
+        profile = seccomp.profile()
+        if profile is not None:
+            locks.append(f"--security-opt=seccomp={profile}")
+        if model.read_only:
+            # podman puts a tmpfs on /run, /tmp and /var/tmp; CRIU dumps what is in it.
+            locks.append("--read-only")
+        return locks
 
     def _environment(self) -> dict[str, str]:
         environment = dict(self._model.env)

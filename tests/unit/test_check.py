@@ -742,7 +742,7 @@ def test_vram_is_measured(gpu: RecordedHost) -> None:
 
 
 def test_io_uring(gpu: RecordedHost) -> None:
-    told(gpu, "io_uring", Status.OK, "podman's seccomp profile")
+    told(gpu, "io_uring", Status.OK, "seccomp keeps containers from it")
     gpu.remove("/usr/share/containers/seccomp.json")
     told(gpu, "io_uring", Status.WARN, "cannot be checkpointed", "kernel.io_uring_disabled=2")
     gpu.remove("/proc/sys/kernel/io_uring_disabled")
@@ -751,14 +751,8 @@ def test_io_uring(gpu: RecordedHost) -> None:
     told(gpu, "io_uring", Status.OK, "=2")
 
 
-def test_io_uring_where_seccomp_allows_it(gpu: RecordedHost) -> None:
-    profile = "/usr/share/containers/seccomp.json"
-    gpu.files[profile] = str(gpu.files[profile]).replace('"read"', '"io_uring_setup"')
-    told(gpu, "io_uring", Status.WARN, "containers may use it", "sysctl")
-
-
-@pytest.mark.parametrize("argument", ["--privileged", "--security-opt=seccomp=unconfined"])
-def test_io_uring_of_an_unconfined_model(gpu: RecordedHost, argument: str) -> None:
+def test_io_uring_of_a_model_with_a_profile_of_its_own(gpu: RecordedHost) -> None:
+    argument = "--security-opt=seccomp=unconfined"
     gpu.files[str(CONFIG)] = MODELS.replace("b: {}", f"b: {{podman_args: ['{argument}']}}")
     told(gpu, "io_uring", Status.WARN, "b may use it", "sysctl")
 

@@ -86,7 +86,7 @@ def test_every_setting_can_be_written() -> None:
         "snapshot: live, canary: false, tier: park, image_sleep: kv, park_sleep: 2,"
         "vram: 1.5GiB, pin: true, preload: true,"
         "priority: -2, max_wait: 3, min_active: 4, ttl: 5, queue_limit: 6, request_timeout: 7,"
-        "drain_timeout: 8, served_name: w"
+        "drain_timeout: 8, served_name: w, privileged: true, read_only: true"
     )
     assert model == ModelConfig(
         "a", "j", Engine.LLAMA_SERVER, ("x",), (("A", "1"),), ("/a:/b",), (2, 0), ("/dev/kfd",),
@@ -95,6 +95,7 @@ def test_every_setting_can_be_written() -> None:
         vram=3 << 29, pin=True, preload=True, priority=-2,
         max_wait=3.0, min_active=4.0, ttl=5.0, queue_limit=6, request_timeout=7.0,
         drain_timeout=8.0, served_name="w",
+        privileged=True, read_only=True,
     )  # fmt: skip
     assert model.device_names == ("/dev/kfd",)
     defaults = ModelConfig("a", "i")
@@ -291,7 +292,7 @@ MODEL = ModelConfig("a", "i")
 CHANGES: dict[str, object] = {
     "name": "b", "image": "j", "args": ("x",), "env": (("A", "b"),),
     "volumes": ("/a:/b",), "gpus": (1,), "devices": ("/dev/x",), "podman_args": ("--x",),
-    "port": 1, "shm_size": "1g",
+    "port": 1, "shm_size": "1g", "privileged": True, "read_only": True,
 }  # fmt: skip
 KEPT: dict[str, object] = {
     "aliases": ("x",), "start_timeout": 1.0, "checkpoint": False, "health": "/live",
@@ -323,6 +324,13 @@ def test_dropping_the_kv_cache_alone_needs_another_container(key: str) -> None:
 
 def test_every_setting_is_on_one_side_or_the_other() -> None:
     assert {f.name for f in fields(ModelConfig)} == CHANGES.keys() | KEPT.keys()
+
+
+def test_a_definition_has_one_form_and_outlives_new_keys() -> None:
+    """The hash of a released form: a new key at its default must leave it as it is."""
+    assert config.CONTAINER_FORM == 2
+    digest = ModelConfig("facebook/opt-125m", "i", args=("--x",)).definition
+    assert digest.startswith("bbf2738d4d0c")
 
 
 def test_texts_do_not_flow_into_each_other_in_the_definition() -> None:

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: MIT
+import json
 from collections.abc import Sequence
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
+from llmuxd import files
 from llmuxd.config import ModelConfig, Sleep
-from llmuxd.model import container, vllm
+from llmuxd.model import container, seccomp, vllm
 
 
 def argv_of(model: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -37,3 +40,52 @@ def test_any_other_has_not(monkeypatch: pytest.MonkeyPatch) -> None:
     argv = argv_of(ModelConfig("a", "i", args=("--x",)), monkeypatch)
     assert argv[-2:] == ["i", "--x"]
     assert "--volume" not in argv
+
+
+@pytest.fixture
+def profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """podman's own profile, as an older version has it."""
+    path = tmp_path / "podman.json"
+    rules = [
+        {"names": ["read", "io_uring_setup", "io_uring_enter"], "action": "SCMP_ACT_ALLOW"},
+        {"names": ["io_uring_register"], "action": "SCMP_ACT_ERRNO"},
+    ]
+    path.write_text(json.dumps({"defaultAction": "SCMP_ACT_ERRNO", "syscalls": rules}))
+    monkeypatch.setattr(seccomp, "DEFAULTS", ("/nonexistent", str(path)))
+    return path
+
+
+def test_a_container_is_locked(profile: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    argv = argv_of(ModelConfig("a", "i"), monkeypatch)
+    mine = files.state_root() / "seccomp.json"
+    assert "--security-opt=no-new-privileges" in argv
+    assert f"--security-opt=seccomp={mine}" in argv
+    assert not {"--privileged", "--read-only"} & set(argv)
+    allowed, refused = json.loads(mine.read_text())["syscalls"]
+    assert allowed["names"] == ["read"]
+    assert refused["names"] == ["io_uring_register"]
+
+
+def test_a_privileged_one_is_privileged_but_has_no_io_uring(
+    profile: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    argv = argv_of(ModelConfig("a", "i", privileged=True, read_only=True), monkeypatch)
+    assert {"--privileged", "--read-only"} <= set(argv)
+    assert "--security-opt=no-new-privileges" not in argv
+    assert any(word.startswith("--security-opt=seccomp=") for word in argv)
+
+
+def test_the_profile_is_written_once(profile: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    argv_of(ModelConfig("a", "i"), monkeypatch)
+    mine = files.state_root() / "seccomp.json"
+    first = mine.stat().st_ino
+    argv_of(ModelConfig("a", "i"), monkeypatch)
+    assert mine.stat().st_ino == first
+    profile.write_text('{"syscalls": []}')
+    argv_of(ModelConfig("a", "i"), monkeypatch)
+    assert json.loads(mine.read_text()) == {"syscalls": []}
+
+
+def test_without_a_profile_podman_has_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(seccomp, "DEFAULTS", ("/nonexistent",))
+    assert not [word for word in argv_of(ModelConfig("a", "i"), monkeypatch) if "seccomp" in word]

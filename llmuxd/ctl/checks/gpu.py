@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: MIT
 """NVIDIA's side: driver, checkpoint program, CRIU's plugin, and what containers see of it."""
 
-import json
 import re
 from typing import Any
 
 import yaml
 
 from ... import config
+from ...model import seccomp
 from . import elf
 from .host import version
 from .look import Look
@@ -22,7 +22,6 @@ PLUGIN = "cuda_plugin.so"
 PLUGIN_PLACES = ("/usr/lib/criu", "/usr/lib64/criu", "/usr/libexec/criu", "/usr/local/lib/criu")
 _CDI_PLACES = ("/etc/cdi", "/var/run/cdi")
 _GENERATE = "nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml"
-_ALLOW = "SCMP_ACT_ALLOW"
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -123,8 +122,8 @@ def io_uring(look: Look) -> Result:
     if value == "2":
         return ok("io_uring", "kernel.io_uring_disabled=2")
     free = [model.name for model in look.models if _unconfined(model)]
-    if _seccomp_blocks(look) and not free:
-        return ok("io_uring", "podman's seccomp profile keeps containers from it")
+    if _has_seccomp(look) and not free:
+        return ok("io_uring", "seccomp keeps containers from it")
     who = f"{', '.join(free)} may" if free else "containers may"
     text = f"{who} use it, and what does cannot be checkpointed"
     if not look.has_gpu:
@@ -216,23 +215,14 @@ def supported_cuda(look: Look) -> tuple[int, ...]:
     return next((cuda for major, cuda in known.items() if number[:1] == (major,)), ())
 
 
+def _has_seccomp(look: Look) -> bool:
+    enabled = bool(look.podman_value("host", "security", "seccompEnabled"))
+    return enabled and any(look.host.exists(path) for path in seccomp.DEFAULTS)
+
+
 def _unconfined(model: config.ModelConfig) -> bool:
-    arguments = " ".join(model.podman_args)
-    return "--privileged" in arguments or "seccomp=" in arguments
-
-
-def _seccomp_blocks(look: Look) -> bool:
-    if not look.podman_value("host", "security", "seccompEnabled"):
-        return False
-    path = look.podman_text("host", "security", "seccompProfilePath")
-    try:
-        rules = json.loads(look.host.read(path) or "")
-        allowed = [
-            name for rule in rules["syscalls"] if rule["action"] == _ALLOW for name in rule["names"]
-        ]
-        return rules["defaultAction"] != _ALLOW and "io_uring_setup" not in allowed
-    except (ValueError, TypeError, LookupError):
-        return False
+    """Whether the seccomp profile that llmux-model gives each container is replaced by another."""
+    return "seccomp=" in " ".join(model.podman_args)
 
 
 def _plugin_place(look: Look) -> str:

@@ -60,7 +60,9 @@ def test_vllm_two_models_take_turns_and_answer_as_before() -> None:
     configure(
         {
             OPT: _vllm("/srv/models/opt-125m", OPT),
-            QWEN: _vllm("/srv/models/qwen2.5-3b-instruct", QWEN),
+            # In a read-only image it keeps its caches in memory.
+            QWEN: _vllm("/srv/models/qwen2.5-3b-instruct", QWEN)
+            | {"read_only": True, "env": {"HOME": "/tmp"}},
         },
         {"volumes": VOLUMES},
     )
@@ -79,7 +81,10 @@ def test_vllm_two_models_take_turns_and_answer_as_before() -> None:
 
 def test_llama_server_two_models_take_turns_and_answer_as_before() -> None:
     small = f"{GEMMA}-small"
-    configure({GEMMA: _llama(GEMMA), small: _llama(small)}, {"volumes": VOLUMES})
+    configure(
+        {GEMMA: _llama(GEMMA) | {"read_only": True}, small: _llama(small) | {"privileged": True}},
+        {"volumes": VOLUMES},
+    )
     texts = {model: complete(model).text for model in (GEMMA, small)}
     for model in (GEMMA, small, GEMMA):
         assert complete(model).text == texts[model]

@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: MIT
 """The units' locks: how tight systemd finds them, and that each one holds."""
 
+import errno
 import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from .guest import OPT, complete, sh, two_fakes, unit
+from llmuxd import names
+
+from .guest import OPT, complete, counter, sh, two_fakes, unit
 
 # Ten times systemd's own number.
 EXPOSURE = 15
@@ -77,3 +80,51 @@ def test_a_models_unit_has_no_capability_to_spare() -> None:
     kept = set(unit(OPT, "CapabilityBoundingSet").split())
     assert {"cap_sys_admin", "cap_sys_ptrace"} <= kept
     assert not kept & {"cap_sys_boot", "cap_sys_module", "cap_sys_rawio", "cap_syslog"}
+
+
+_ASK = """
+import ctypes
+libc = ctypes.CDLL(None, use_errno=True)
+print(open("/proc/1/status").read())
+libc.syscall(425, 1, bytes(256))
+print("io_uring:", ctypes.get_errno())
+try:
+    open("/usr/probe", "w").close()
+    print("image: writable")
+except OSError as error:
+    print("image:", error.errno)
+"""
+
+
+def inside(model: str) -> dict[str, str]:
+    """What holds in the model's container."""
+    said = sh("podman", "exec", names.container(model), "python3", "-c", _ASK)
+    return {
+        key: value.strip() for key, _, value in (line.partition(":") for line in said.splitlines())
+    }
+
+
+@pytest.mark.parametrize(
+    ("setting", "wanted"),
+    [
+        ({}, {"NoNewPrivs": "1", "CapEff": "00000000800405fb", "image": "writable"}),
+        ({"read_only": True}, {"NoNewPrivs": "1", "image": str(errno.EROFS)}),
+        ({"privileged": True}, {"NoNewPrivs": "0", "image": "writable"}),
+    ],
+    ids=["plain", "read-only", "privileged"],
+)
+def test_a_container_is_locked_and_so_it_is_restored(
+    setting: dict[str, bool], wanted: dict[str, str]
+) -> None:
+    two_fakes(**setting)
+    text = complete(OPT).text
+    locks = {"Seccomp": "2", "io_uring": str(errno.ENOSYS)} | wanted
+    before = inside(OPT)
+    assert {key: before[key] for key in locks} == locks
+    sh("llmuxctl", "checkpoint", OPT)
+    assert complete(OPT).text == text
+    assert counter(OPT) == 2
+    after = inside(OPT)
+    # Whoever is let in by podman exec has no filter after a restore (crun 1.28); the server has.
+    same = {*locks, "CapEff", "CapBnd", "Seccomp_filters"} - {"io_uring"}
+    assert {key: after[key] for key in same} == {key: before[key] for key in same}
