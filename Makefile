@@ -108,6 +108,11 @@ rpm: sdist
 check:
 	$(PYTHON) tests/rings.py $(RINGS)
 
+# The switcher's properties with 10,000 examples of its own each time; about ten minutes.
+.PHONY: nightly
+nightly:
+	HYPOTHESIS_PROFILE=nightly .venv/bin/python -P -m pytest -q tests/unit/test_switcher_properties.py
+
 # Each prints its goals last; all run, and one that is missed makes it fail.
 .PHONY: bench
 bench:

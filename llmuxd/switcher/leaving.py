@@ -71,6 +71,8 @@ class Leaving:
             model.may_leave_at = now() + pauses.LEAVE_AGAIN
             await asyncio.to_thread(forget_leave, model.name)
             raise UnitRefused(f"{model.name!r} could not be stopped: {error}") from None
+        # A unit that was down already has not taken it, and must not meet it at a later stop.
+        await asyncio.to_thread(forget_leave, model.name)
         await self._fleet.look(model)
         if not self._units.status(model.name).down:
             model.may_leave_at = now() + pauses.LEAVE_AGAIN

@@ -125,7 +125,7 @@ class Operators:
         """A job tells what the unit of its model tells."""
         text = self._fleet.units.status(name).text
         for job in self.jobs.all():
-            if job.model == name and text:
+            if job.model == name and text and job.result is None:
                 self.jobs.set_phase(job, text)
 
 

@@ -12,7 +12,7 @@ from ..costs import Cost
 from ..errors import LlmuxError, NoSuchModel, Stopping
 from ..events import Event, about
 from ..jobs import Job, Jobs
-from ..model.activation import Leave
+from ..model.activation import Leave, forget_leave, take_park_order
 from ..policy import Gpu
 from ..state import State
 from ..units import Units
@@ -222,6 +222,7 @@ class Switcher:
                 fleet.models[name] = Model(ModelConfig(name, image=""), removed=True)
                 self._tasks.spawn(self._drop(fleet.models[name]))
         await asyncio.gather(*(fleet.look(model) for model in list(fleet.models.values())))
+        await asyncio.to_thread(_forget_orders, self._at_rest())
         fleet.woken.set()
         self._tasks.spawn(self._preloading.run())
 
@@ -248,6 +249,15 @@ class Switcher:
         for model in self._fleet.models.values():
             await self._fleet.close_backend(model)
 
+    def _at_rest(self) -> list[str]:
+        """The models that nobody is moving."""
+        return [
+            model.name
+            for model in self._fleet.models.values()
+            if model.transition is None
+            and self._fleet.units.status(model.name).active in ("active", "inactive", "failed")
+        ]
+
     async def _drop(self, model: Model) -> None:
         while model.removed:
             try:
@@ -261,3 +271,10 @@ class Switcher:
             self._fleet.models.pop(model.name, None)
             self._book.forget(model.name)
             self._fleet.tell(model.name)
+
+
+def _forget_orders(names: list[str]) -> None:
+    """Orders of a llmuxd that died before systemd had heard of them are nobody's any more."""
+    for name in names:
+        forget_leave(name)
+        take_park_order(name)

@@ -29,6 +29,8 @@ class Transitions:
         model.moving = moving
         model.draining_since = now()
         model.transition = asyncio.create_task(self._run(model, work))
+        # Not in the task itself: one that is cancelled before its first step never runs at all.
+        model.transition.add_done_callback(lambda task: self._ended(model, work))
         self._tasks.own(model.transition)
         self._fleet.changed(model)
 
@@ -76,7 +78,9 @@ class Transitions:
         except Exception:
             log.exception("%s: a bug", model.name)
             return Internal("internal error")
-        finally:
-            model.transition = model.moving = None
-            model.commanded = False
-            self._fleet.changed(model)
+
+    def _ended(self, model: Model, work: Coroutine[Any, Any, None]) -> None:
+        work.close()
+        model.transition = model.moving = None
+        model.commanded = False
+        self._fleet.changed(model)

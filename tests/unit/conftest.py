@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Fixtures of the unit ring: no bus, no systemd, no process."""
 
+import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -15,12 +16,17 @@ from .house import House, a_house
 hypothesis.settings.register_profile(
     "unit", derandomize=True, database=None, deadline=None, max_examples=200
 )
-hypothesis.settings.load_profile("unit")
+# Other examples each time, and many.
+hypothesis.settings.register_profile(
+    "nightly", database=None, deadline=None, max_examples=10_000, print_blob=True
+)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "unit"))
 
 
 @pytest.fixture(autouse=True)
-def _bounded() -> Iterator[None]:
-    with no_child_left(), time_limit():
+def _bounded(request: pytest.FixtureRequest) -> Iterator[None]:
+    mark = request.node.get_closest_marker("seconds")
+    with no_child_left(), time_limit(mark.args[0]) if mark else time_limit():
         yield
 
 

@@ -70,6 +70,7 @@ class FakeUnits(Units):
         self.log: list[str] = []
         self.ports: dict[str, int] = {}
         self.takes: dict[str, float] = {}  # seconds, of verb and model
+        self.pace = 0.0  # of all others
         self._gates: dict[str, list[Gate]] = defaultdict(list)
         self._failing: dict[str, int] = defaultdict(int)
         self._runs = 0
@@ -99,6 +100,7 @@ class FakeUnits(Units):
     def die(self, name: str, status: UnitStatus = FAILED) -> None:
         """The server of the model ends by itself, and the helper cleans up."""
         Activation.forget(name)
+        Parked.forget(name)
         self._set(name, status)
 
     async def attach(self, bus: MessageBus) -> None:
@@ -151,13 +153,18 @@ class FakeUnits(Units):
         await self._verb("thaw", name)
         self._set(name, replace(self.status(name), freezer="running"))
 
+    def gpus_of(self, name: str) -> tuple[int, ...]:
+        """What its helper found in the configuration."""
+        model = self.config.models.get(name)
+        return model.gpus if model else (0,)
+
     async def _verb(self, verb: str, name: str) -> bool:
         key = f"{verb} {name}"
         self.log.append(key)
         if self._gates[key]:
             await self._gates[key].pop(0).passed()
         else:
-            await asyncio.sleep(self.takes.get(key, 0.0))
+            await asyncio.sleep(self.takes.get(key, self.pace))
         if self._failing[key]:
             self._failing[key] -= 1
             return False
@@ -165,7 +172,7 @@ class FakeUnits(Units):
 
     def _come_up(self, name: str) -> None:
         model = self.config.models.get(name)
-        gpus = model.gpus if model else (0,)
+        gpus = self.gpus_of(name)
         self._runs += 1  # each run has a length of its own, as in life
         run = an_activation(name, self.ports.get(name, 1), gpus)
         devices = model.device_names if model else ()

@@ -21,13 +21,15 @@ class _Jump(selectors.DefaultSelector):
     def __init__(self) -> None:
         super().__init__()
         self.now = 1000.0
+        self.about_to_jump: Callable[[], None] = lambda: None
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         ready = super().select(0)
-        if not ready:
-            if timeout is None:
-                raise Stuck("nothing will ever happen")
-            self.now += max(timeout, 0.0)
+        if not ready and timeout is None:
+            raise Stuck("nothing will ever happen")
+        if not ready and timeout:
+            self.about_to_jump()
+            self.now += timeout
         return ready
 
 
@@ -37,6 +39,10 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
     def __init__(self) -> None:
         self._jump = _Jump()
         super().__init__(self._jump)
+
+    def before_the_clock_moves(self, look: Callable[[], None]) -> None:
+        """Have `look` called whenever all has happened that can happen now."""
+        self._jump.about_to_jump = look
 
     def time(self) -> float:
         return self._jump.now
