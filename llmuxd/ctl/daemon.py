@@ -5,8 +5,8 @@ import asyncio
 from typing import Any
 
 from dbus_next import BusType, Message, MessageFlag, MessageType
-from dbus_next.aio import MessageBus
 
+from ..connection import Connection
 from ..errors import LlmuxError
 from .mirror import JOB, MANAGER, Mirror
 from .remote import NotConnected, RemoteBus
@@ -38,7 +38,7 @@ class Daemon:
         self._flags = MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION
         if not start:
             self._flags |= MessageFlag.NO_AUTOSTART
-        self._bus: MessageBus | None = None
+        self._bus: Connection | None = None
         self._mirror = Mirror({})
         self._ended: dict[str, tuple[str, str]] = {}
         self._lost = ""
@@ -48,7 +48,7 @@ class Daemon:
 
     async def __aenter__(self) -> "Daemon":
         try:
-            bus = RemoteBus(self._host) if self._host else MessageBus(bus_type=BusType.SYSTEM)
+            bus = RemoteBus(self._host) if self._host else Connection(bus_type=BusType.SYSTEM)
             self._bus = bus
             await bus.connect()
         except OSError as error:

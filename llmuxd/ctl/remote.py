@@ -8,8 +8,7 @@ bus's policy see the user that ssh logged in as.
 import asyncio
 import socket
 
-from dbus_next.aio import MessageBus
-
+from ..connection import Connection
 from ..errors import LlmuxError
 
 
@@ -17,7 +16,7 @@ class NotConnected(LlmuxError):
     """There is no way to the bus."""
 
 
-class RemoteBus(MessageBus):
+class RemoteBus(Connection):
     """A connection to the bus of `host` (anything that ssh takes: `user@host`, an alias)."""
 
     def __init__(self, host: str):
@@ -63,16 +62,6 @@ class RemoteBus(MessageBus):
         self._stream = self._sock.makefile("rwb")
         self._fd = self._sock.fileno()
         self._sock.setblocking(False)
-
-    async def _auth_readline(self) -> str:
-        """dbus-next 0.2.3 would read an end of file for ever."""
-        line = b""
-        while not line.endswith(b"\r\n"):
-            read = await self._loop.sock_recv(self._sock, 1)
-            if not read:
-                raise EOFError("ssh ended")
-            line += read
-        return line[:-2].decode()
 
 
 def ssh(host: str) -> list[str]:

@@ -2,15 +2,18 @@
 """What llmuxd's own connection adds to dbus-next's."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import fcntl
+import termios
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 
 import pytest
-from dbus_next import DBusError
+from dbus_next import DBusError, Message
 from dbus_next import introspection as intr
 from dbus_next.constants import PropertyAccess
 from dbus_next.service import ServiceInterface, dbus_property, method
 
-from llmuxd.bus import Bus
+from llmuxd.bus import MESSAGES_IN_A_ROW, Bus
 from llmuxd.dbus_types import String, UInt32
 
 from .private_bus import Caller, PrivateBus, Refused, leave
@@ -60,6 +63,77 @@ async def caller(bus: PrivateBus, own: Bus) -> AsyncIterator[Caller]:
 
 async def node_at(caller: Caller, path: str) -> intr.Node:
     return intr.Node.parse(str(await caller.call(path, "Introspect", interface=INTROSPECTABLE)))
+
+
+# Its end
+
+
+async def test_a_call_on_a_lost_connection_is_answered(bus: PrivateBus) -> None:
+    own = Bus()
+    await own.connect()
+    bus.stop()
+    with pytest.raises(EOFError):
+        await own.wait_for_disconnect()
+    with pytest.raises(EOFError):
+        await own.request_name("org.llmux")
+    await leave(own)
+
+
+async def test_a_bus_that_hangs_up_at_once_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As systemd's socket does where the daemon behind it dies before it has answered."""
+    path = tmp_path / "socket"
+    server = await asyncio.start_unix_server(lambda reader, writer: writer.close(), path)
+    monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", f"unix:path={path}")
+    own = Bus()
+    with pytest.raises((EOFError, OSError)):
+        await own.connect()
+    own._stream.close()
+    own._sock.close()
+    server.close()
+    await server.wait_closed()
+
+
+def waiting(bus: Bus) -> int:
+    """The bytes that have come and were not read yet."""
+    return int.from_bytes(fcntl.ioctl(bus._fd, termios.FIONREAD, bytes(4)), "little")
+
+
+async def test_a_flood_of_calls_leaves_others_their_turns(
+    own: Bus, caller: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many messages have come, only a few are taken before everybody else had a turn."""
+    own.export("/Manager", Thing())
+    taken, most = 0, 0
+    on_message: Callable[[Message], None] = own._on_message
+
+    def count(message: Message) -> None:
+        nonlocal taken, most
+        taken += 1
+        most = max(most, taken)
+        on_message(message)
+
+    def turn() -> None:
+        nonlocal taken
+        taken = 0
+        if not done.done():
+            asyncio.get_running_loop().call_soon(turn)
+
+    monkeypatch.setattr(own, "_on_message", count)
+    # dbus-daemon lets one connection wait for 128 answers.
+    get = ("/Manager", "Get", "org.llmux.Manager", "Size")
+    calls = [caller.call(*get, interface="org.freedesktop.DBus.Properties") for _ in range(100)]
+    loop = asyncio.get_running_loop()
+    loop.remove_reader(own._fd)
+    done = asyncio.gather(*calls)
+    # The kernel tells nobody but the reader.
+    while waiting(own) < 100 * 150:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    loop.add_reader(own._fd, own._message_reader)
+    turn()
+    assert len(await done) == 100
+    assert 1 < most <= 2 * MESSAGES_IN_A_ROW
 
 
 # Methods
