@@ -60,7 +60,7 @@ def _run(verb: str, lifecycle: Lifecycle) -> int:
     try:
         match verb:
             case "start":
-                lifecycle.start()
+                lifecycle.stay(lifecycle.start())
             case "stop":
                 lifecycle.stop()
             case "reload":

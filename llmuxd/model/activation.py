@@ -5,6 +5,9 @@ Lives in /run/llmux. The helper writes it before it reports READY, so a unit tha
 always has one; llmuxd reads it.
 """
 
+import contextlib
+import fcntl
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -126,6 +129,20 @@ def take_park_order(model: str) -> bool:
     ordered = _park_order_path(model).exists()
     _park_order_path(model).unlink(missing_ok=True)
     return ordered
+
+
+def socket_path(model: str) -> Path:
+    """Where the helper that stays in the unit listens (resident.py)."""
+    return files.runtime_root() / f"{names.slug(model)}.sock"
+
+
+@contextlib.contextmanager
+def one_at_a_time(model: str) -> Iterator[None]:
+    """Hold off what else moves the model: a stop by hand in the middle of a park."""
+    path = files.runtime_root() / f"{names.slug(model)}.lock"
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def has_parked(model: str) -> bool:

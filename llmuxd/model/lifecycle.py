@@ -12,13 +12,15 @@ import sdnotify
 
 from ..config import ModelConfig, Snapshot
 from ..events import Event, about
-from . import cgroup, engine, imaging, parking, vllm
+from . import cgroup, engine, imaging, parking, resident, vllm
 from .activation import (
     Activation,
     Leave,
     Way,
     conmon_pidfile,
     mark_kept,
+    one_at_a_time,
+    socket_path,
     stopping_mark,
     take_leave_order,
     take_park_order,
@@ -52,7 +54,7 @@ class Lifecycle:
         """What `systemctl status` shows of the unit."""
         self._notify(f"STATUS={text}")
 
-    def start(self) -> None:
+    def start(self) -> Running:
         """Bring the model to health and hand the unit's main process over to conmon."""
         watch = Stopwatch("start")
         limit = self._model.start_timeout + 2 * self._model.restore_timeout + PODMAN_MARGIN
@@ -64,6 +66,7 @@ class Lifecycle:
         move.save(self._model.name, Direction.IN)
         status = f"serving ({move.way}, {move.seconds:.2f} s)"
         self._notify(f"MAINPID={running.conmon_pid}\nREADY=1\nSTATUS={status}")
+        return running
 
     def _activation(self, running: Running, seconds: float) -> Activation:
         return Activation(
@@ -90,6 +93,10 @@ class Lifecycle:
         if facts is None or not facts.running:
             return
         stopping_mark(self._model.name).touch()
+        with one_at_a_time(self._model.name):
+            self._stop(facts, leave)
+
+    def _stop(self, facts: Facts, leave: Leave) -> None:
         watch = Stopwatch(leave)
         activation = Activation.load(self._model.name)
         if leave is Leave.CHECKPOINT and activation is not None and activation.checkpoint:
@@ -140,15 +147,48 @@ class Lifecycle:
         if activation is None:
             return
         if take_park_order(self._model.name):
+            self._park(activation)
+        else:
+            self._wake(activation)
+
+    def stay(self, running: Running) -> None:
+        """After the start: park and wake the model when llmuxd asks, for as long as it runs."""
+        resident.stay(self._model.name, running.conmon_pid, self._answer)
+
+    def _answer(self, verb: str) -> str:
+        """Do what llmuxd asks; `done`, or why not."""
+        activation = Activation.load(self._model.name)
+        if activation is None:
+            return "failed: it does not run"
+        try:
+            match verb:
+                case "park":
+                    self._park(activation)
+                case "wake":
+                    self._wake(activation)
+                case _:
+                    return f"failed: there is no {verb!r}"
+        except parking.CannotPark as error:
+            log.error("%s", error, extra=about(Event.PARK_FAILED, phase=verb))
+            return f"failed: {error}"
+        except parking.CannotWake as error:
+            log.error("%s", error, extra=about(Event.WAKE_FAILED, phase=verb))
+            return f"failed: {error}"
+        return "done"
+
+    def _park(self, activation: Activation) -> None:
+        with one_at_a_time(self._model.name):
             watch = Stopwatch("park")
             parking.park(activation, watch)
             watch.move().save(self._model.name, Direction.OUT)
             self.tell("parked")
-            return
-        watch = Stopwatch("resume")
-        if parking.wake(activation, watch):
-            watch.move().save(self._model.name, Direction.IN)
-            self.tell("serving (resumed)")
+
+    def _wake(self, activation: Activation) -> None:
+        with one_at_a_time(self._model.name):
+            watch = Stopwatch("resume")
+            if parking.wake(activation, watch):
+                watch.move().save(self._model.name, Direction.IN)
+                self.tell("serving (resumed)")
 
     def clean_up(self) -> None:
         """After the unit's end: leave nothing behind. DiedAlone where nobody had ordered it."""
@@ -159,6 +199,7 @@ class Lifecycle:
         take_leave_order(name)
         take_park_order(name)
         parking.Parked.forget(name)
+        socket_path(name).unlink(missing_ok=True)
         if not ordered:
             # A start that was cut short: its podman holds the container's lock for as long as
             # CRIU takes, and systemd kills what is left only after this.

@@ -4,6 +4,7 @@
 import asyncio
 import logging
 
+from .. import helper
 from ..costs import Cost
 from ..errors import Internal, LlmuxError, ModelFailed, UnitRefused
 from ..events import about
@@ -74,7 +75,7 @@ class Coming:
         """Bring one back that is parked; what does not come back is ended."""
         if not await asyncio.to_thread(has_parked, model.name):
             return
-        await self._units.reload(model.name)
+        await helper.wake(self._units, model.name)
         if await asyncio.to_thread(has_parked, model.name):
             await asyncio.to_thread(order_leave, model.name, Leave.STOP)
             await self._units.stop(model.name)

@@ -4,18 +4,12 @@
 import asyncio
 import logging
 
-from .. import memory
+from .. import helper, memory
 from ..config import Tier
 from ..costs import Cost
 from ..errors import LlmuxError, UnitRefused
 from ..events import Event, about
-from ..model.activation import (
-    Leave,
-    forget_leave,
-    order_leave,
-    order_park,
-    take_park_order,
-)
+from ..model.activation import Leave, forget_leave, order_leave
 from ..policy import Stage
 from . import pauses
 from .costbook import CostBook
@@ -90,14 +84,9 @@ class Leaving:
         model.moving = Stage.LEAVING
         self._fleet.changed(model)
         await self._fleet.close_backend(model)
-        await asyncio.to_thread(order_park, model.name)
-        try:
-            result = await self._units.reload(model.name)
-        finally:
-            # One that was not carried out must not meet a later reload.
-            await asyncio.to_thread(take_park_order, model.name)
+        await helper.park(self._units, model.name)
         await self._fleet.look(model)
-        if result != "done" or not model.parked:
+        if not model.parked:
             raise UnitRefused(
                 f"{model.name!r} could not be parked", f"'llmuxctl logs {model.name}' shows why"
             )

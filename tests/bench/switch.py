@@ -20,6 +20,7 @@ from typing import Any
 
 from llmuxd import names
 from llmuxd.ctl import table
+from llmuxd.model import freezer
 from tests.machine import host, parts
 from tests.machine.machine import Machine
 from tests.machine.ring import guest
@@ -189,24 +190,23 @@ def by_llmuxd(bench: Bench, way: str, **more: Any) -> None:
 
 
 def bare_freezer(bench: Bench) -> None:
-    """The same two models, parked and brought back by systemctl; asked past the proxy."""
-    units = {model: names.unit(model) for model in MODELS}
-    ports = {model: _port(model) for model in MODELS}
+    """The same two models, parked and brought back by their cgroups; asked past the proxy."""
+    runs = {model: _run(model) for model in MODELS}
     sh("systemctl", "stop", "llmuxd.socket", "llmuxd.service")
     for old, new in turns(bench.rounds):
 
         def act(old: str = old, new: str = new) -> str:
-            sh("systemctl", "freeze", units[old])
-            sh("systemctl", "thaw", units[new])
-            return ask(new, ports[new])
+            freezer.freeze(Path(runs[old]["payload"]))
+            freezer.thaw(Path(runs[new]["payload"]))
+            return ask(new, runs[new]["port"])
 
         bench.time(FREEZER, new, act)
     sh("systemctl", "start", "llmuxd.socket", "llmuxd.service")
 
 
-def _port(model: str) -> int:
-    run = json.loads(Path(f"/run/llmux/{names.slug(model)}.json").read_text())
-    return int(run["port"])
+def _run(model: str) -> Any:
+    """What the helper wrote of the model's run."""
+    return json.loads(Path(f"/run/llmux/{names.slug(model)}.json").read_text())
 
 
 @dataclass(frozen=True)
@@ -225,19 +225,19 @@ def daemon() -> Daemon:
     return Daemon(len(list(Path(f"/proc/{pid}/fd").iterdir())), int(resident.split()[1]) / 1e3)
 
 
-def endure(bench: Bench) -> tuple[Daemon, Daemon]:
+def endure(bench: Bench, switches: int) -> tuple[Daemon, Daemon]:
     """Many switches by one llmuxd; what it held after the first ten, and after the last."""
     configure(snapshot="pristine")
     sh("llmuxctl", "warmup", timeout=600)
     begin = Daemon(0, 0.0)
-    for number, (_, new) in enumerate(turns(ENDURANCE)):
-        if number == ENDURANCE // 10:
+    for number, (_, new) in enumerate(turns(switches)):
+        if number == switches // 10:
             begin = daemon()
         bench.wrong += ask(new) != bench.texts[new]
     return begin, daemon()
 
 
-def inside(rounds: int) -> int:
+def inside(rounds: int, switches: int) -> int:
     """The measurement, in the machine."""
     guest.require_machine()
     guest.stop_everything()
@@ -253,7 +253,7 @@ def inside(rounds: int) -> int:
     step("cold", lambda: by_llmuxd(bench, "(b) llmuxd, cold starts", checkpoint=False))
     guest.stop_everything()
     held: list[Daemon] = []
-    step(f"{ENDURANCE} switches", lambda: held.extend(endure(bench)))
+    step(f"{switches} switches", lambda: held.extend(endure(bench, switches)))
     mismatches = sum("its canary says" in guest.journal(names.unit(model)) for model in MODELS)
     guest.stop_everything()
     report(bench, held, mismatches, guest.leftovers())
@@ -305,10 +305,11 @@ def main() -> int:
     """Exit status 0 only if each goal was met."""
     parser = argparse.ArgumentParser(prog="make bench-switch", description=__doc__)
     parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--switches", type=int, default=ENDURANCE)
     parser.add_argument("--inside", action="store_true", help="run here: this is the machine")
     arguments = parser.parse_args()
     if arguments.inside:
-        return inside(arguments.rounds)
+        return inside(arguments.rounds, arguments.switches)
     host.require_root()
     host.install_tools()
     parts.build()
@@ -316,6 +317,7 @@ def main() -> int:
     machine.boot()
     try:
         command = f"cd /usr/src/llmuxd && exec python3 -B -m {_SELF} --rounds {arguments.rounds}"
+        command += f" --switches {arguments.switches}"
         argv = machine.command(["sh", "-c", f"{command} --inside"])
         return subprocess.run(argv, stdin=subprocess.DEVNULL, check=False).returncode
     finally:
