@@ -240,6 +240,10 @@ class Stopping(LlmuxError):
     hint = "try again in a moment"
 
 
+class NotChanged(LlmuxError):
+    """`llmuxctl check --fix` could not make a change."""
+
+
 class Internal(LlmuxError):
     """A bug; the caller learns no more than that."""
 

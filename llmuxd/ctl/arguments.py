@@ -49,6 +49,10 @@ def parser() -> argparse.ArgumentParser:
     _verb(verbs, "reload", "plain:reload", "have llmuxd read its configuration again")
     check = _verb(verbs, "check", "plain:check", "whether this host has what llmuxd needs")
     _file(check)
+    check.add_argument(
+        "--fix", action="store_true", help="do what is safe to do, each change shown first"
+    )
+    check.add_argument("-y", "--yes", action="store_true", help="with --fix: do not ask")
     _config(_verb(verbs, "config", "", "the configuration: what is wrong, what is in force"))
     _verb(verbs, "version", "plain:version", "of llmuxctl, and of the llmuxd that runs")
     return top

@@ -9,7 +9,7 @@ from .checks.host import Host
 from .checks.look import Look
 from .checks.result import Result, Status, fail
 
-__all__ = ["CHECKS", "Result", "Status", "line", "run"]
+__all__ = ["CHECKS", "Result", "Status", "line", "run", "to_json"]
 
 _NAME_WIDTH = 15
 
@@ -57,6 +57,11 @@ def line(result: Result) -> str:
     """One result as a line of text."""
     said = f"{result.text}: {result.hint}" if result.hint else result.text
     return f"{result.status:<4}  {result.name:<{_NAME_WIDTH}}  {' '.join(said.split())}"
+
+
+def to_json(result: Result) -> dict[str, object]:
+    """One result for JSON; what --fix would change is told in words."""
+    return vars(result) | {"changes": [str(change) for change in result.changes]}
 
 
 def _run(check: Check, look: Look) -> list[Result]:

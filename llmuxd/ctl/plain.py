@@ -47,10 +47,15 @@ async def version(arguments: argparse.Namespace) -> int:
 async def check(arguments: argparse.Namespace) -> int:
     """Whether this host has what llmuxd needs."""
     from . import check as checks
+    from . import fix
 
-    results = await asyncio.to_thread(checks.run, arguments.config or accepted.path())
+    path = arguments.config or accepted.path()
+    if arguments.fix:
+        results = await asyncio.to_thread(fix.run, path, ask=not arguments.yes)
+    else:
+        results = await asyncio.to_thread(checks.run, path)
     if arguments.json:
-        print_json([vars(result) for result in results])
+        print_json([checks.to_json(result) for result in results])
     else:
         print("\n".join(checks.line(result) for result in results))
     return Exit.FAILED if any(result.failed for result in results) else Exit.DONE

@@ -65,7 +65,8 @@ _llmuxctl() {
                 mapfile -t words < <(_llmuxctl_models)
             fi
             ;;
-        check | config\ check | config\ show) words=(--config --json --help) ;;
+        check) words=(--fix --yes --config --json --help) ;;
+        config\ check | config\ show) words=(--config --json --help) ;;
         config) words=(check show) ;;
         status | top | jobs | reload | version) words=("${common[@]}") ;;
     esac

@@ -40,4 +40,6 @@ complete -c llmuxctl -n '__fish_seen_subcommand_from show switch preload pin unp
 complete -c llmuxctl -n '__fish_seen_subcommand_from cancel' -a '(__llmuxctl_jobs)'
 complete -c llmuxctl -n '__fish_seen_subcommand_from config' -a 'check show'
 complete -c llmuxctl -n '__fish_seen_subcommand_from logs' -s f -l follow -d 'go on as lines come'
+complete -c llmuxctl -n '__fish_seen_subcommand_from check' -l fix -d 'do what is safe to do'
+complete -c llmuxctl -n '__fish_seen_subcommand_from check' -s y -l yes -d 'do not ask'
 complete -c llmuxctl -n '__fish_seen_subcommand_from check config' -s c -l config -r -F -d 'this configuration'

@@ -54,7 +54,7 @@ _llmuxctl() {
                 cancel) _arguments $common '*:job:_llmuxctl_jobs' ;;
                 logs)
                     _arguments $common '(-f --follow)'{-f,--follow} ':model:_llmuxctl_models' ;;
-                check) _arguments --json --help $file ;;
+                check) _arguments --json --help $file '--fix' '(-y --yes)'{-y,--yes} ;;
                 config) _arguments --json --help $file ':command:(check show)' ;;
                 *) _arguments $common ;;
             esac

@@ -13,6 +13,7 @@ import pytest
 from llmuxd import names
 from llmuxd.ctl import check
 from llmuxd.ctl.checks import elf, host
+from llmuxd.ctl.checks.change import MakeDirectory
 from llmuxd.ctl.checks.host import Done, Host
 from llmuxd.ctl.checks.result import Result, Status
 
@@ -344,8 +345,9 @@ def test_lines() -> None:
     assert check.line(Result("criu", Status.FAIL, "not\nhere", "install it")) == (
         "fail  criu             not here: install it"
     )
-    assert json.loads(json.dumps(vars(Result("a", Status.WARN, "b", "c")))) == {
-        "name": "a", "status": "warn", "text": "b", "hint": "c",
+    mended = Result("a", Status.WARN, "b", "c", (MakeDirectory("/d"),))
+    assert json.loads(json.dumps(check.to_json(mended))) == {
+        "name": "a", "status": "warn", "text": "b", "hint": "c", "changes": ["mkdir -p /d"],
     }  # fmt: skip
 
 
@@ -639,7 +641,7 @@ def test_hybrid_host_must_leave_cgroups_alone(cpu: RecordedHost) -> None:
 
 def test_libdir_missing(cpu: RecordedHost) -> None:
     cpu.remove("/usr/lib/criu/x")
-    failing(cpu, "crun.conf", "libdir=/usr/lib/criu does not exist", "mkdir /usr/lib/criu")
+    failing(cpu, "crun.conf", "libdir=/usr/lib/criu does not exist", "mkdir -p /usr/lib/criu")
 
 
 def test_network_lock(cpu: RecordedHost) -> None:

@@ -5,6 +5,7 @@ import re
 
 from ... import nodes
 from . import criu_conf
+from .change import AddLines, MakeDirectory
 from .host import Version, dotted
 from .look import Look
 from .result import Result, fail, ok, skip, warn
@@ -125,7 +126,8 @@ def _no_file(look: Look) -> Result:
     if path == criu_conf.DEFAULT:
         text += f" ({criu_conf.CRUN} is read only by crun 1.26 with CRIU 4.2)"
     wanted = _lines(_missing(look))
-    return fail(_name(path), text, f"write into it, a line each: {wanted}")
+    hint = f"write into it, a line each: {', '.join(wanted)}"
+    return fail(_name(path), text, hint, AddLines(path, wanted))
 
 
 def _refused(look: Look) -> Result | None:
@@ -151,17 +153,20 @@ def _lacking(look: Look) -> Result | None:
         return fail(
             _name(path),
             f"{path}: {_list(empty)} stands there without a value",
-            f"write {_lines({name: _VALUED[name] for name in empty})}",
+            f"write {', '.join(_lines({name: _VALUED[name] for name in empty}))}",
         )
     missing = _missing(look)
     if missing:
-        return fail(_name(path), f"{path} lacks {_list(missing)}", f"add: {_lines(missing)}")
+        wanted = _lines(missing)
+        hint = f"add: {', '.join(wanted)}"
+        return fail(_name(path), f"{path} lacks {_list(missing)}", hint, AddLines(path, wanted))
     libdir = here.get("libdir")
     if libdir and not look.host.exists(libdir):
         return fail(
             _name(path),
             f"libdir={libdir} does not exist, and CRIU then dumps nothing",
-            f"mkdir {libdir}, or remove that line",
+            f"mkdir -p {libdir}, or remove that line",
+            MakeDirectory(libdir),
         )
     return None
 
@@ -218,8 +223,8 @@ def _missing(look: Look) -> dict[str, str]:
     return missing
 
 
-def _lines(wanted: dict[str, str]) -> str:
-    return ", ".join(f"{name}={value}" if value else name for name, value in wanted.items())
+def _lines(wanted: dict[str, str]) -> tuple[str, ...]:
+    return tuple(f"{name}={value}" if value else name for name, value in wanted.items())
 
 
 def _list(words: list[str] | dict[str, str]) -> str:

@@ -9,6 +9,7 @@ import yaml
 from ... import config
 from ...model import seccomp
 from . import elf
+from .change import AddLines, Run
 from .host import version
 from .look import Look
 from .result import Result, fail, ok, skip, warn
@@ -22,6 +23,8 @@ PLUGIN = "cuda_plugin.so"
 PLUGIN_PLACES = ("/usr/lib/criu", "/usr/lib64/criu", "/usr/libexec/criu", "/usr/local/lib/criu")
 _CDI_PLACES = ("/etc/cdi", "/var/run/cdi")
 _GENERATE = "nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml"
+_SYSCTL = "/etc/sysctl.d/llmux.conf"
+_NO_IO_URING = "kernel.io_uring_disabled=2"
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -133,7 +136,9 @@ def io_uring(look: Look) -> Result:
     return warn(
         "io_uring",
         text,
-        "sysctl -w kernel.io_uring_disabled=2, and the same in /etc/sysctl.d/llmux.conf",
+        f"sysctl -w {_NO_IO_URING}, and the same in {_SYSCTL}",
+        AddLines(_SYSCTL, ("# CRIU cannot dump io_uring.", _NO_IO_URING)),
+        Run(("sysctl", "-w", _NO_IO_URING)),
     )
 
 

@@ -3,6 +3,7 @@
 
 import re
 
+from .change import Run
 from .look import Look
 from .result import Result, fail, ok, skip, warn
 
@@ -75,6 +76,7 @@ def bus(look: Look) -> Result:
             "bus",
             f"the bus does not know {_BUS_NAME}",
             f"systemctl reload dbus; if that does not help, {_INSTALL}",
+            Run(("systemctl", "reload", "dbus")),
         )
     return ok("bus", policy)
 
@@ -118,7 +120,8 @@ def _problem(look: Look, name: str, unit: Unit) -> Result | None:
     if _one(unit, "ActiveState") == "failed":
         return fail("units", f"{name} has failed", f"systemctl status {name}")
     if _one(unit, "NeedDaemonReload") == "yes":
-        return warn("units", f"{name} changed on disk", "systemctl daemon-reload")
+        reload = Run(("systemctl", "daemon-reload"))
+        return warn("units", f"{name} changed on disk", str(reload), reload)
     return None
 
 

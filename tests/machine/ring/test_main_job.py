@@ -3,6 +3,7 @@
 
 import json
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -172,3 +173,21 @@ def test_units_verify() -> None:
 def test_check_finds_nothing_wrong_here() -> None:
     two_fakes()
     assert "fail" not in sh("llmuxctl", "check")
+
+
+def test_check_mends_what_it_can() -> None:
+    two_fakes()
+    options, plugins = Path("/etc/criu/crun.conf"), Path("/usr/lib/criu")
+    before = options.read_text()
+    options.write_text("libdir=/usr/lib/criu\n# mine\ntimeout=300")
+    plugins.rmdir()
+    try:
+        assert "fail  crun.conf" in sh("llmuxctl", "check", check=False)
+        sh("llmuxctl", "check", "--fix", "--yes")
+        mended = options.read_text().splitlines()
+        assert mended[:3] == ["libdir=/usr/lib/criu", "# mine", "timeout=300"]
+        assert set(before.split()) <= {*mended, "mine"}
+        assert plugins.is_dir()
+    finally:
+        options.write_text(before)
+        plugins.mkdir(exist_ok=True)
