@@ -21,6 +21,8 @@ REMOVE_TIMEOUT = 60.0
 RUN_TIMEOUT = 300.0
 DUMP_TIMEOUT = 900.0
 STOP_GRACE = 10
+# How podman says that it has no such image; it exits with 125 for any other trouble too.
+_NO_IMAGE = ("image not known", "no such image")
 
 
 @dataclass(frozen=True)
@@ -76,8 +78,10 @@ class Container:
                 ["podman", "image", "inspect", "--format", "{{.Id}}", self._model.image],
                 QUERY_TIMEOUT,
             ).strip()
-        except CommandFailed:
-            return ""
+        except CommandFailed as error:
+            if any(words in error.reason for words in _NO_IMAGE):
+                return ""
+            raise
 
     def run(self, port: int) -> None:
         """Create and start it afresh, published on 127.0.0.1:`port`."""

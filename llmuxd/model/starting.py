@@ -24,7 +24,14 @@ class StartFailed(Exception):
 
 
 class CannotRestore(Exception):
-    """There is no checkpoint that could be, or was, restored; one line says why."""
+    """There is no checkpoint that could be, or was, restored; one line says why.
+
+    `why` is the bare reason, for the checkpoint's record.
+    """
+
+    def __init__(self, message: str, why: str = ""):
+        super().__init__(message)
+        self.why = why or message
 
 
 @dataclass(frozen=True)
@@ -56,14 +63,20 @@ class Start:
         self._watch = watch
 
     def run(self) -> Running:
-        """Have the model healthy; StartFailed otherwise, and nothing of it is left."""
+        """Have the model healthy; StartFailed otherwise, and nothing of it is left.
+
+        CommandFailed where podman does not work: nothing was done.
+        """
         self._watch.way = Way.RESTORE
         try:
             return self._restore()
         except CannotRestore as reason:
             self._watch.way = Way.COLD
             log.info("cold start: %s", reason, extra=about(Event.MODEL_COLD_START))
-            void_checkpoint(self._model.name, str(reason))
+            # Where podman does not work this fails, and the checkpoint is good for another time.
+            with self._watch.part("clean"):
+                self._container.remove()
+            void_checkpoint(self._model.name, reason.why)
             return replace(self._start_cold(), why_cold=str(reason))
 
     def _restore(self) -> Running:
@@ -103,7 +116,7 @@ class Start:
         if why_not is None and not port.free(record.port):
             why_not = f"the port {record.port} that it listens on is taken"
         if why_not is not None:
-            raise CannotRestore(f"the checkpoint cannot be used: {why_not}")
+            raise CannotRestore(f"the checkpoint cannot be used: {why_not}", why_not)
         return record
 
     def _not_restored(self, record: Checkpoint, why: str) -> CannotRestore:
@@ -126,8 +139,6 @@ class Start:
     def _start_cold(self) -> Running:
         self._tell("starting cold")
         try:
-            with self._watch.part("clean"):
-                self._container.remove()
             listen = port.choose(self._model.name)
             with self._watch.part("run"):
                 self._container.run(listen)
@@ -136,7 +147,10 @@ class Start:
         except (CommandFailed, port.NoPort, engine.EngineDied, engine.EngineTimeout) as error:
             words = self._container.last_words()
             # Here and not after the unit's end: systemd would kill podman's own clean-up half-way.
-            self._container.remove()
+            try:
+                self._container.remove()
+            except CommandFailed as more:
+                log.error("what is left of it cannot be removed: %s", more)
             raise StartFailed(f"{error}: {words}" if words else str(error)) from None
 
     def _wait_healthy(self, listen: int, timeout: float) -> Running:

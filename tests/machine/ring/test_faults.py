@@ -101,6 +101,23 @@ def test_a_missing_image_means_a_cold_start() -> None:
     assert "the image is missing" in journal(names.unit(OPT))
 
 
+def test_a_podman_that_is_missing_for_a_moment_costs_no_checkpoint() -> None:
+    two_fakes()
+    assert complete(OPT).text
+    sh("llmuxctl", "checkpoint", OPT)
+    podman = Path("/usr/bin/podman")
+    away = podman.rename("/usr/bin/podman.away")
+    try:
+        answer = complete(OPT)
+        assert answer.status == 503
+        assert "podman: No such file or directory" in answer.json["error"]["message"]
+    finally:
+        away.rename(podman)
+    sh("llmuxctl", "switch", OPT)
+    assert complete(OPT).text
+    assert counter(OPT) == 2
+
+
 def test_a_removed_container_means_a_cold_start() -> None:
     two_fakes()
     assert complete(OPT).text
