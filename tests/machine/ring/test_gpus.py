@@ -108,6 +108,11 @@ def test_models_share_a_gpu_as_far_as_there_is_room(driver: Nvml) -> None:
     _models(opt="30GiB", qwen="40GiB", gemma="30GiB")
     texts = {model: complete(model).text for model in (OPT, QWEN)}
     assert _states(OPT, QWEN) == ["serving", "serving"]
+    row = f'a(usttt) 1 0 "NVIDIA H100 80GB HBM3" {81008 << 20} {70 << 30} 0'
+    eventually(lambda: sh("busctl", "get-property", *MANAGER, "GPUs") == row, "it is measured")
+    lines = sh("curl", "--silent", "--fail", "http://127.0.0.1:4000/metrics").splitlines()
+    metrics = dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+    assert float(metrics[f'llmux_model_gpu_bytes{{gpu="0",model="{QWEN}"}}']) == 40 << 30
     assert complete(GEMMA).text
     assert state(GEMMA) == "serving"
     assert _states(OPT, QWEN) == ["checkpointed", "serving"]
