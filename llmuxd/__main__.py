@@ -8,7 +8,7 @@ import os
 import sys
 from pathlib import Path
 
-from . import __version__, config, journal, keys
+from . import __version__, config, journal, keys, stored
 from .errors import ConfigInvalid, LlmuxError
 
 log = logging.getLogger("llmuxd")
@@ -51,6 +51,7 @@ def main() -> int:
         await Daemon(arguments.config, loaded, port).run()
 
     try:
+        stored.bring_up_to_date()
         asyncio.run(run())
     except (OSError, LlmuxError, DBusError) as error:
         log.error("%s", error)

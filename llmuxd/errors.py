@@ -240,6 +240,12 @@ class Stopping(LlmuxError):
     hint = "try again in a moment"
 
 
+class StateTooNew(LlmuxError):
+    """What is kept in /var/lib/llmux was written by a newer llmuxd."""
+
+    hint = "install that release again, or move the directory away: all models then start cold"
+
+
 class NotChanged(LlmuxError):
     """`llmuxctl check --fix` could not make a change."""
 

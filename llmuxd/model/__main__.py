@@ -8,7 +8,7 @@ from pathlib import Path
 
 import sdnotify
 
-from .. import accepted, config, journal, names
+from .. import accepted, config, journal, names, stored
 from ..errors import LlmuxError, NoSuchModel
 from ..events import Event, about
 from .lifecycle import DiedAlone, Lifecycle
@@ -50,6 +50,7 @@ def _model(name: str, path: Path | None, verb: str) -> config.ModelConfig:
     """The definition of `name`; a stop needs none, and must work when the file is broken."""
     if verb != "start":
         return config.ModelConfig(name=name, image="")
+    stored.form()
     found = config.load(path) if path else accepted.load()
     if name not in found.models:
         raise NoSuchModel(f"{found.path} has no model {name!r}")

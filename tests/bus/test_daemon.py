@@ -15,7 +15,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from llmuxd import accepted, names
+from llmuxd import accepted, files, names
 from tests.unit.engine import Engine, an_engine
 from tests.unit.fake_units import an_activation
 
@@ -380,6 +380,16 @@ async def test_no_bus_is_one_line_and_status_1(
     monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", f"unix:path={tmp_path}/none")
     status, _, err = await run("-c", str(config), "-p", str(free_port()))
     assert status == 1 and "Traceback" not in err and len(err.splitlines()) == 1
+
+
+async def test_state_of_a_newer_release_is_one_line_and_status_1(config: Path) -> None:
+    newer = files.state_root() / "form.json"
+    newer.parent.mkdir(exist_ok=True)
+    newer.write_text('{"form": 1000}')
+    status, _, err = await run("-c", str(config), "-p", str(free_port()))
+    assert status == 1 and "is of form 1000; this llmuxd knows 1 to" in err
+    assert "Traceback" not in err and len(err.splitlines()) == 1
+    assert newer.read_text() == '{"form": 1000}'
 
 
 async def test_second_llmuxd_is_told_so(daemon: Daemon) -> None:
