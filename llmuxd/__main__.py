@@ -68,7 +68,7 @@ def _arguments() -> argparse.Namespace:
         help="the configuration (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
-        "-p", "--port", type=_port, metavar="PORT",
+        "-p", "--port", type=port_number, metavar="PORT",
         help="listen on 127.0.0.1:PORT, not on the socket that systemd passes",
     )  # fmt: skip
     parser.add_argument(
@@ -79,11 +79,11 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _port(text: str) -> int:
-    number = int(text)
-    if not 0 < number < 65536:
-        raise argparse.ArgumentTypeError(f"no such port: {text}")
-    return number
+def port_number(text: str) -> int:
+    """A TCP port, for argparse."""
+    if not text.isdecimal() or not 0 < int(text) < 65536:
+        raise argparse.ArgumentTypeError(f"a port is a number from 1 to 65535, not {text!r}")
+    return int(text)
 
 
 if __name__ == "__main__":

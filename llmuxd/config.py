@@ -182,11 +182,12 @@ class Config:
         aliases = self.aliases
         if name in aliases:
             return aliases[name]
-        hint = nearest(name, [*self.models, *aliases]) or "'llmuxctl status' lists the models"
+        hint = nearest(name, [*self.models, *aliases]) or _LISTED
         shown = name if len(name) <= MAX_SHOWN else f"{name[:MAX_SHOWN]}…"
         raise NoSuchModel(f"there is no model {shown!r}", hint)
 
 
+_LISTED = "GET /v1/models and 'llmuxctl status' list the models"
 _TOP_LEVEL = [f.name for f in fields(Config) if f.name not in ("path", "text")]
 
 
@@ -312,7 +313,10 @@ class _Reader(Nodes):
     def _model(self, key: yaml.ScalarNode, settings: dict[str, yaml.Node]) -> ModelConfig:
         if "image" not in settings:
             raise self.error(key, f"model {key.value!r} has no 'image:', nor have the defaults")
-        model = ModelConfig(name=key.value, image=self.text(settings["image"], "image"))
+        image = self.text(settings["image"], "image")
+        if not image:
+            raise self.error(settings["image"], "image must not be empty")
+        model = ModelConfig(name=key.value, image=image)
         values: dict[str, object] = {}
         for name, node in settings.items():
             match name:

@@ -142,7 +142,10 @@ class Daemon:
         if reply.message_type is not MessageType.ERROR:
             return list(reply.body)
         if reply.error_name in _NOT_THERE:
-            raise CallFailed("llmuxd does not run", "systemctl start llmuxd")
+            raise CallFailed(
+                "llmuxd does not run",
+                "systemctl start llmuxd; if it does not stay up: journalctl -u llmuxd",
+            )
         raise CallFailed(str(reply.body[0]) if reply.body else reply.error_name, "")
 
     def _on_message(self, message: Message) -> None:

@@ -9,6 +9,7 @@ from ..costs import Cost
 from ..errors import Internal, LlmuxError, ModelFailed, UnitRefused
 from ..events import about
 from ..model.activation import Leave, has_parked, order_leave
+from ..policy import Stage
 from . import pauses
 from .admission import Admission
 from .costbook import CostBook
@@ -70,6 +71,16 @@ class Coming:
         model.failures, model.may_start_at, model.last_error = 0, 0.0, ""
         log.info("%s: adopted on port %d", model.name, model.backend.port,
                  extra=about(model=model.name, phase="adopted"))  # fmt: skip
+        self._warn_of_crowd(model)
+
+    def _warn_of_crowd(self, model: Model) -> None:
+        """systemd knows nothing of GPUs: who starts a unit by hand may fill one twice."""
+        for other in self._fleet.models.values():
+            shared = set(other.held) & set(model.held)
+            alone = other.config.vram is None or model.config.vram is None
+            if other is not model and self._fleet.stage(other) is Stage.IN and shared and alone:
+                log.warning("%s was started beside %s on GPU %d, which has room for one",
+                            model.name, other.name, min(shared))  # fmt: skip
 
     async def _wake_up(self, model: Model) -> None:
         """Bring one back that is parked; what does not come back is ended."""

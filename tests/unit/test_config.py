@@ -279,7 +279,7 @@ def test_resolves_names_and_aliases() -> None:
     [
         ("facebook/opt-124m", "did you mean 'facebook/opt-125m'?"),
         ("qwne", "did you mean 'qwen'?"),
-        ("zzz", "'llmuxctl status' lists the models"),
+        ("zzz", "GET /v1/models and 'llmuxctl status' list the models"),
     ],
 )
 def test_unknown_model_is_told_with_the_nearest(asked: str, hint: str) -> None:

@@ -585,6 +585,16 @@ async def test_short_memory_sends_the_least_lately_used_to_disk(
 # What operators do to units
 
 
+async def test_unit_started_by_hand_beside_another_on_its_gpu_is_warned_of(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with on_stage(A, B) as stage:
+        await stage.ask("b")
+        stage.units.up_by_hand("a")
+        await stage.until(lambda: stage.switcher.model("a").backend is not None)
+        await stage.until(lambda: "a was started beside b on GPU 0" in caplog.text)
+
+
 async def test_unit_started_by_hand_serves() -> None:
     async with on_stage(A, B) as stage:
         stage.units.ports["a"] = 21001
