@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-# make demo | check | bench | bench-switch | install DESTDIR= PREFIX= | sdist | rpm
+# make demo | check | bench | bench-control | bench-switch | install DESTDIR= PREFIX= | sdist | rpm
 
 PREFIX     ?= /usr
 DESTDIR    ?=
@@ -118,7 +118,13 @@ nightly:
 bench:
 	@failed=0; for name in policy_sim decision_cost; do \
 		$(PYTHON) -m tests.bench.$$name || failed=1; \
-	done; exit $$failed
+	done; $(MAKE) --no-print-directory bench-control || failed=1; exit $$failed
+
+# 200 clients that poll over D-Bus, and the gaps between the tokens of a stream meanwhile.
+.PHONY: bench-control
+bench-control:
+	$(PYTHON) tests/rings.py tools
+	.venv/bin/python -m tests.bench.control
 
 # The throw-away machine with two real models on 127.0.0.1:4000; TOUR=once ends after the tour.
 .PHONY: demo

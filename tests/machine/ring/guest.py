@@ -228,8 +228,12 @@ def counter(model: str) -> int:
 
 def journal(unit_name: str) -> str:
     """All that the unit logged since the test began."""
-    since = f"--since=@{_began:.6f}"
-    return sh("journalctl", "--no-pager", "--output=cat", since, "--unit", unit_name)
+    return sh("journalctl", "--no-pager", "--output=cat", since(), "--unit", unit_name)
+
+
+def since() -> str:
+    """journalctl's option for what was logged since the test began."""
+    return f"--since=@{_began:.6f}"
 
 
 _began = 0.0

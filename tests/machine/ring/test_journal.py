@@ -7,13 +7,13 @@ from typing import Any
 from llmuxd import names
 from llmuxd.events import Event
 
-from .guest import OPT, QWEN, configure, eventually, fails, sh, two_fakes
+from .guest import OPT, QWEN, configure, eventually, fails, sh, since, two_fakes
 
 
 def entries(*matches: str) -> list[dict[str, Any]]:
-    """What the journal of this boot has for these."""
+    """What the journal has for these since the test began."""
     sh("journalctl", "--sync")
-    told = sh("journalctl", "--boot", "--output=json", *matches)
+    told = sh("journalctl", since(), "--output=json", *matches)
     return [json.loads(line) for line in told.splitlines()]
 
 
@@ -54,7 +54,7 @@ def test_a_models_name_finds_all_that_is_said_of_it() -> None:
 def test_journalctl_explains() -> None:
     two_fakes()
     sh("llmuxctl", "switch", OPT)
-    told = sh("journalctl", "--boot", "--catalog", f"MESSAGE_ID={Event.MODEL_SERVES.value}")
+    told = sh("journalctl", since(), "--catalog", f"MESSAGE_ID={Event.MODEL_SERVES.value}")
     assert f"Subject: The model {OPT} serves" in told
     assert "Its server is healthy. It took" in told
 
@@ -63,6 +63,6 @@ def test_a_start_that_fails_says_what_to_do() -> None:
     configure({QWEN: {"image": "localhost/no-such-image"}})
     fails("llmuxctl", "switch", QWEN)
     match = f"MESSAGE_ID={Event.MODEL_START_FAILED.value}"
-    told = sh("journalctl", "--boot", "--catalog", f"LLMUX_MODEL={QWEN}", match)
+    told = sh("journalctl", since(), "--catalog", f"LLMUX_MODEL={QWEN}", match)
     assert f"'llmuxctl switch {QWEN}' tries at" in told
     assert "JOB_FAILED" in [name for name, _ in events(QWEN)]
