@@ -74,6 +74,9 @@ static int ordered(const char *function, const void *device)
 			found = code;
 	}
 	fclose(file);
+	/* As when the driver was exchanged: nothing goes on before it is initialized anew. */
+	if (found == UNINITIALIZED)
+		initialized = 0;
 	return found;
 }
 

@@ -106,6 +106,20 @@ async def test_nobody_is_refused_by_what_was_measured_before_it_asked() -> None:
         assert stage.units.log == ["measure", "measure", "measure", "start a"]
 
 
+async def test_who_asks_while_it_is_measured_is_refused_by_the_next() -> None:
+    async with on_host(small("a", 20)) as (host, stage):
+        host.foreign = 5
+        gate = host.gate = Gate()
+        first = stage.client("a")
+        await gate.reached.wait()
+        second = stage.client("a")
+        await stage.settle()
+        gate.open()
+        for client in (first, second):
+            assert isinstance(await client.error(), NoRoom)
+        assert stage.units.log == ["measure", "measure"]
+
+
 async def test_one_that_died_made_room() -> None:
     async with on_host(small("a", 20), small("b", 20)) as (_, stage):
         await stage.ask("a")
