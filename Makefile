@@ -126,6 +126,12 @@ bench-control:
 	$(PYTHON) tests/rings.py tools
 	.venv/bin/python -m tests.bench.control
 
+# Twenty clients, six models and one fault after the other in the machine, for so many minutes.
+MINUTES ?= 10
+.PHONY: soak
+soak:
+	python3 -m tests.machine.soak $(MINUTES)
+
 # The throw-away machine with two real models on 127.0.0.1:4000; TOUR=once ends after the tour.
 .PHONY: demo
 demo:

@@ -140,6 +140,8 @@ def machine() -> None:
     try:
         sh([*command, "boot"], environment)
         sh([*command, "run", "--", "sh", "-c", script], environment)
+        # Part of the faults only; which ones is another matter each time.
+        sh([PYTHON, "-m", "tests.machine.soak", "1"], environment)
     finally:
         subprocess.run([*command, "poweroff"], cwd=TOP, env=environment, check=False)
 

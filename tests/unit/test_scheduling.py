@@ -2,7 +2,9 @@
 """What the configuration promises of a model's place, on a simulated clock."""
 
 import asyncio
+import itertools
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -154,6 +156,19 @@ async def test_no_request_waits_longer_than_it_may_however_busy_the_other_is() -
         busy.cancel()
         # The drain of what is in flight takes two seconds more.
         assert 25.0 <= waited <= 33.0
+
+
+@simulated
+async def test_a_clock_that_is_set_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    jumps = itertools.cycle([0.0, 4e9, 1.0, -3e6])
+    monkeypatch.setattr(time, "time", lambda: next(jumps))
+    async with on_stage(replace(A, ttl=300.0), replace(B, max_wait=30.0)) as stage:
+        busy = asyncio.create_task(keep_busy(stage, "a"))
+        await stage.until_state("a", State.SERVING)
+        begin = asyncio.get_running_loop().time()
+        await stage.client("b").admitted.wait()
+        assert asyncio.get_running_loop().time() - begin <= 33.0
+        busy.cancel()
 
 
 @simulated
