@@ -65,7 +65,13 @@ class Parked:
 
 
 def park(activation: Activation, watch: Stopwatch) -> None:
-    """Leave the model nothing but host memory: off its GPUs, then its container frozen."""
+    """Leave the model nothing but host memory: off its GPUs, then its container frozen.
+
+    Nothing is asked of one that is parked already: frozen, it would not answer.
+    """
+    before = Parked.load(activation.model)
+    if before is not None and before.whole:
+        return
     if not activation.payload:
         raise CannotPark("its container has no cgroup of its own to be frozen")
     parked = _leave_gpu(activation, watch) if activation.devices else Parked()

@@ -79,6 +79,8 @@ class Leaving:
         Not systemd's FreezeUnit: a frozen unit whose main process dies (the OOM killer's choice,
         perhaps) hangs PID 1, which starts ExecStop in the frozen cgroup and waits for it.
         """
+        if model.parked:
+            return
         await self._drain(model)
         begin = now()
         model.moving = Stage.LEAVING

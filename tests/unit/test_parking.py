@@ -89,6 +89,17 @@ async def test_a_park_and_its_reverse(cuda: FakeCuda) -> None:
         assert vllm.posts == ["/v1/completions", "/sleep?level=1", "/wake_up", "/v1/completions"]
 
 
+async def test_a_parked_model_is_not_parked_again(cuda: FakeCuda, kernel: Freezer) -> None:
+    async with an_engine() as server:
+        vllm = Vllm(server)
+        await vllm.park()
+        posts, steps = list(vllm.posts), list(kernel.log)
+        await vllm.park()
+        assert (vllm.posts, kernel.log) == (posts, steps)
+        await vllm.wake()
+        assert vllm.awake and not activation.has_parked("a")
+
+
 async def test_the_container_is_frozen_last_and_thawed_first(
     cuda: FakeCuda, kernel: Freezer
 ) -> None:

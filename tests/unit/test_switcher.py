@@ -922,6 +922,15 @@ async def test_park_and_back() -> None:
         assert stage.units.log == ["start a", "reload a", "reload a"]
 
 
+async def test_a_parked_model_is_parked_already() -> None:
+    async with on_stage(replace(A, devices=())) as stage:
+        await stage.ask("a")
+        assert await stage.result(stage.switcher.park("a")) == "done"
+        assert await stage.result(stage.switcher.park("a")) == "done"
+        assert stage.switcher.state("a") is State.PARKED
+        assert stage.units.log == ["start a", "reload a"]
+
+
 async def test_parked_model_can_be_stopped() -> None:
     async with on_stage(replace(A, devices=())) as stage:
         await stage.ask("a")
