@@ -20,10 +20,11 @@ _IMPORT = "import 1"
 
 def entries() -> dict[str, cache.Entry]:
     """A store for every image that has a module, by its short name."""
-    return {name: _entry(name, image) for name, image in images.find().items()}
+    return {name: entry(name, image) for name, image in images.find().items()}
 
 
-def _entry(name: str, image: images.Image) -> cache.Entry:
+def entry(name: str, image: images.Image) -> cache.Entry:
+    """The store of one image; its short name says where it is kept."""
     recipe = "\n".join([_IMPORT, image.NAME, *image.CHANGES, image.recipe()])
     return cache.Entry(f"images/{name}", recipe, lambda target: _fill(name, image, target))
 

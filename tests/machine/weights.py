@@ -79,9 +79,31 @@ class Model:
         return sum(tensor.size for tensor in self.tensors)
 
 
+@dataclass(frozen=True)
+class Shape:
+    """Of a Qwen2: `shared` is the number of heads of keys and values."""
+
+    width: int
+    inner: int
+    layers: int
+    heads: int
+    shared: int
+    vocabulary: int
+
+
+QWEN_SMALL = Shape(width=512, inner=1408, layers=8, heads=8, shared=2, vocabulary=1024)
+QWEN_3B = Shape(width=2048, inner=11008, layers=36, heads=16, shared=2, vocabulary=151936)
+
+
 def recipe() -> str:
     """What the weights depend on; whoever caches them hashes it."""
     return Path(__file__).read_text(encoding="utf-8")
+
+
+def make_full(target: Path) -> None:
+    """The same with Qwen2.5-3B-Instruct in its true shape: 6 GB, for hosts with a GPU."""
+    merges = _train(_text())
+    _make(target, (_opt(merges), _qwen(merges, QWEN_3B)), merges)
 
 
 def make(target: Path, downloads: Path) -> None:
@@ -92,7 +114,11 @@ def make(target: Path, downloads: Path) -> None:
     """
     del downloads
     merges = _train(_text())
-    for model in (_opt(merges), _qwen(merges)):
+    _make(target, (_opt(merges), _qwen(merges, QWEN_SMALL)), merges)
+
+
+def _make(target: Path, models: tuple[Model, ...], merges: list[tuple[str, str]]) -> None:
+    for model in models:
         with process.step(f"weights: {model.folder}, {model.size / 1e6:.0f} MB"):
             folder = target / model.folder
             folder.mkdir(parents=True)
@@ -263,9 +289,10 @@ def _opt(merges: list[tuple[str, str]]) -> Model:
     return Model("opt-125m", config, tuple(tensors), specials, tokenizer)
 
 
-def _qwen(merges: list[tuple[str, str]]) -> Model:
+def _qwen(merges: list[tuple[str, str]], shape: Shape) -> Model:
     specials = (END, "<|im_start|>", "<|im_end|>")
-    width, inner, layers, heads, shared, vocabulary = 512, 1408, 8, 8, 2, 1024
+    width, inner, layers = shape.width, shape.inner, shape.layers
+    heads, shared, vocabulary = shape.heads, shape.shared, shape.vocabulary
     config = {
         "architectures": ["Qwen2ForCausalLM"],
         "model_type": "qwen2",
