@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: MIT
+"""The seed's flow: podman container checkpoint and restore of the server as it stands.
+
+As its instructions have it: nothing is let go of, and the health is asked for each second.
+"""
+
+import time
+from pathlib import Path
+
+from llmuxd import names
+from llmuxd.model import checkpoint, container, vllm
+from tests.bench import switch
+from tests.machine.ring import guest
+from tests.machine.ring.guest import sh
+
+from . import measure
+from .measure import MODELS, ask
+from .plan import Notes
+
+SWITCHES = 3
+LINK = Path("/usr/local/bin/cuda-checkpoint")
+_SHM = "devshm-checkpoint.tar"
+_KEPT = ".kept"
+
+
+def seed(notes: Notes) -> None:
+    """Out, back, and the full switch between the two; llmuxd's own images are put aside."""
+    measure.configure()
+    sh("llmuxctl", "warmup", timeout=400)
+    records = {name: guest.record(name) for name in MODELS}
+    guest.stop_everything()
+    # As the README has it: CRIU's plugin finds it by the default PATH, and is off without it.
+    LINK.unlink(missing_ok=True)
+    LINK.symlink_to("/usr/libexec/llmux/bin/cuda-checkpoint")
+    try:
+        _by_hand(notes, records)
+    finally:
+        LINK.unlink()
+        for name in MODELS:
+            sh("podman", "stop", "--time", "0", names.container(name), check=False)
+        sh("systemctl", "stop", "by-hand-*", check=False)
+        for record in records.values():
+            _put_back(Path(str(record["directory"])))
+
+
+def _by_hand(notes: Notes, records: dict[str, guest.Json]) -> None:
+    ports = {name: int(record["port"]) for name, record in records.items()}
+    for name, record in records.items():
+        switch.restore(name, len(notes.rows))
+        switch.wait_each_second(ports[name])
+        vllm.take_up(ports[name], tuple(record.get("back", ())))
+        _put_aside(Path(str(record["directory"])))
+        notes.add(
+            "as it stands", model=name, same=measure.same(name, ask(name, ports[name]).text),
+            vram_MiB=measure.vram(),
+        )  # fmt: skip
+    for name in MODELS:
+        _out(notes, name)
+    old, new = MODELS
+    _back(notes, old, ports[old])
+    for _ in range(SWITCHES):
+        seconds = _out(notes, old) + _back(notes, new, ports[new])
+        notes.add("seed switch", model=new, seconds=seconds)
+        old, new = new, old
+
+
+def _out(notes: Notes, name: str) -> float:
+    switch.gather(name)
+    argv = ("podman", "container", "checkpoint", "--tcp-established", names.container(name))
+    seconds = measure.command(*argv, timeout=200)
+    size = checkpoint.disk_usage(Path(str(guest.record(name)["directory"])))
+    notes.add(
+        "seed out", model=name, seconds=seconds, image_GiB=size / 2**30, vram_MiB=measure.vram()
+    )
+    return seconds
+
+
+def _back(notes: Notes, name: str, port: int) -> float:
+    begin = time.monotonic()
+    switch.restore(name, len(notes.rows))
+    restored = time.monotonic() - begin
+    switch.wait_each_second(port)
+    answer = ask(name, port)
+    seconds = time.monotonic() - begin
+    notes.add(
+        "seed back", model=name, seconds=seconds, restore=restored,
+        same=measure.same(name, answer.text),
+    )  # fmt: skip
+    return seconds
+
+
+def _put_aside(directory: Path) -> None:
+    """podman keeps /dev/shm beside CRIU's images."""
+    for path in (directory, directory.with_name(_SHM)):
+        path.rename(path.with_name(path.name + _KEPT))
+    directory.mkdir(mode=0o700)
+
+
+def _put_back(directory: Path) -> None:
+    for path in (directory, directory.with_name(_SHM)):
+        kept = path.with_name(path.name + _KEPT)
+        if not kept.exists():
+            continue
+        if path.is_dir():
+            container.empty_directory(path)
+            path.rmdir()
+        kept.replace(path)

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: MIT
+"""What is measured in the machine: requests to their first token and end, VRAM, RAM, images."""
+
+import http.client
+import json
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llmuxd import names
+from tests.machine.ring import guest
+from tests.machine.ring.guest import OPT, QWEN, sh
+
+MODELS = (QWEN, OPT)
+FOLDERS = {OPT: "/srv/models/opt-125m", QWEN: "/srv/models/qwen2.5-3b-instruct"}
+HAS_GPU = Path("/proc/driver/nvidia/version").exists()
+CACHE = Path("/var/cache/llmux-vllm")
+TOKENS = 8
+
+
+def configure(**more: Any) -> None:
+    """Both models with these settings on top, and llmuxd started anew."""
+    guest.configure({name: model(name) | more for name in MODELS})
+
+
+def model(name: str) -> dict[str, Any]:
+    """The definition of one; without a GPU for a rehearsal on the CPU."""
+    args = ["--model", FOLDERS[name], "--served-model-name", name, "--max-model-len", "512"]
+    common = {"engine": "vllm", "snapshot": "pristine", "start_timeout": 240}
+    if not HAS_GPU:
+        image = "localhost/llmux-vllm:latest"
+        return common | {"image": image, "args": args, "volumes": ["/srv/models:/srv/models:ro"]}
+    CACHE.mkdir(exist_ok=True)
+    return common | {
+        "image": "localhost/llmux-vllm-gpu:latest",
+        "devices": ["nvidia.com/gpu=0"],
+        "volumes": ["/srv/models:/srv/models:ro", f"{CACHE}:/var/cache/vllm"],
+        "args": [*args, "--gpu-memory-utilization", "0.3", "--enable-sleep-mode"],
+        "env": {"NCCL_NVLS_ENABLE": "0", "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1"},
+    }
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Seconds from the request to the first token and to the end, and the text."""
+
+    first: float
+    end: float
+    text: str
+
+
+def ask(name: str, port: int = 4000, timeout: float = 300.0) -> Answer:
+    """A streamed completion at temperature 0."""
+    body = {
+        "model": name, "prompt": "Once upon a time", "max_tokens": TOKENS, "temperature": 0,
+        "stream": True,
+    }  # fmt: skip
+    begin = time.monotonic()
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
+    try:
+        connection.request(
+            "POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"}
+        )
+        response = connection.getresponse()
+        if response.status != http.HTTPStatus.OK:
+            raise RuntimeError(f"{name}: {response.status} {response.read()[:500]!r}")
+        first, text = 0.0, ""
+        for line in response:
+            if line.startswith(b"data: ") and line.strip() != b"data: [DONE]":
+                first = first or time.monotonic() - begin
+                text += json.loads(line[6:])["choices"][0]["text"]
+        return Answer(first, time.monotonic() - begin, text)
+    finally:
+        connection.close()
+
+
+_TEXTS = Path("/run/llmux-texts.json")
+
+
+def same(name: str, text: str) -> bool:
+    """Whether a model's text is the one that it gave the first time."""
+    texts = json.loads(_TEXTS.read_text()) if _TEXTS.exists() else {}
+    known = texts.setdefault(name, text)
+    _TEXTS.write_text(json.dumps(texts))
+    return bool(known == text)
+
+
+def forget_texts() -> None:
+    """Another engine configuration may answer differently."""
+    _TEXTS.unlink(missing_ok=True)
+
+
+def vram() -> int:
+    """MiB in use on the GPU; 0 where there is none."""
+    if not HAS_GPU:
+        return 0
+    return int(sh("nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"))
+
+
+def gpu_name() -> str:
+    """As `NVIDIA H100 80GB HBM3, 580.159.04, 81559 MiB`."""
+    if not HAS_GPU:
+        return "none"
+    return sh("nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader")
+
+
+def ram(name: str) -> float:
+    """GiB of host memory that the model's unit holds, page cache and all; 0.0 where not known."""
+    text = sh("systemctl", "show", "-P", "MemoryCurrent", names.unit(name))
+    return int(text) / 2**30 if text.isdigit() else 0.0
+
+
+def available() -> float:
+    """GiB of host memory that programs can have."""
+    return int(lines("/proc/meminfo", "MemAvailable")[0].split()[1]) / 2**20
+
+
+def lines(path: str, begin: str) -> list[str]:
+    """The lines of a file that begin so."""
+    return [line for line in Path(path).read_text().splitlines() if line.startswith(begin)]
+
+
+def leave(name: str) -> None:
+    """Have the model in its image, if it runs."""
+    sh("llmuxctl", "checkpoint", name, check=False, timeout=120)
+
+
+def image_size(name: str) -> float:
+    """GiB of the model's image on disk."""
+    return float(guest.record(name)["size"]) / 2**30
+
+
+def command(*argv: str, timeout: float = 300.0) -> float:
+    """Run a command; the seconds it took. It must succeed."""
+    begin = time.monotonic()
+    sh(*argv, timeout=timeout)
+    return time.monotonic() - begin
+
+
+def moves(since: float) -> list[dict[str, Any]]:
+    """The ways out and in that ended since that Unix time, with their parts in seconds."""
+    found = []
+    for path in sorted(Path("/run/llmux").glob("*.json")):
+        slug, _, direction = path.stem.rpartition(".")
+        if direction in ("in", "out"):
+            told = json.loads(path.read_text())
+            if float(told["ended"]) >= since:
+                found.append({"model": slug, "direction": direction, **told})
+    return sorted(found, key=lambda move: float(move["ended"]))
+
+
+def said(name: str, since: float) -> list[str]:
+    """What llmuxd's helper said in a model's unit since that Unix time."""
+    done = subprocess.run(
+        [
+            *("journalctl", "--no-pager", "--output=cat", f"--since=@{since:.3f}"),
+            *(f"_SYSTEMD_UNIT={names.unit(name)}", "SYSLOG_IDENTIFIER=llmux-model"),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.stdout.splitlines()

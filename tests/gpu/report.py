@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: MIT
+"""From the results of a plan: the tables that the README has, and the goals' lines."""
+
+import json
+import statistics
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from llmuxd.ctl import table
+from tests.bench.goals import Goals
+
+Row = dict[str, Any]
+
+OPT, QWEN = "facebook/opt-125m", "Qwen/Qwen2.5-3B-Instruct"
+# Comparing an image's record with this host and its files.
+OWN_PARTS = ("look",)
+
+
+def main(path: Path) -> int:
+    """Print them; the exit status is 1 where a goal was missed or not measured."""
+    results = json.loads(path.read_text())
+    told = Report(results)
+    told.tables()
+    return 0 if told.goals() else 1
+
+
+class Report:
+    """What can be said of one run."""
+
+    def __init__(self, results: dict[str, Any]):
+        self._results = results
+        self.rows: list[Row] = [
+            row | {"step": name} for name, step in results["steps"].items() for row in step["rows"]
+        ]
+
+    def values(self, what: str, key: str, model: str | None = None) -> list[float]:
+        """Every measurement of this kind."""
+        return [
+            float(row[key])
+            for row in self.rows
+            if row["what"] == what and key in row and model in (None, row.get("model"))
+        ]
+
+    def median(self, what: str, key: str, model: str | None = None) -> float | None:
+        """Its median; None where it was not measured."""
+        found = self.values(what, key, model)
+        return statistics.median(found) if found else None
+
+    def tables(self) -> None:
+        """All medians, by kind and model, and the state of each step."""
+        print("host: " + ", ".join(f"{k} {v}" for k, v in self._results["host"].items()))
+        kinds = {(row["step"], row["what"], row.get("model", "")): None for row in self.rows}
+        lines = []
+        for step, what, model in kinds:
+            rows = [
+                row for row in self.rows
+                if (row["step"], row["what"], row.get("model", "")) == (step, what, model)
+            ]  # fmt: skip
+            lines.append((step, what, model, str(len(rows)), ", ".join(_medians(rows))))
+        print(table.render(("STEP", "WHAT", "MODEL", "N", "MEDIANS"), lines))
+        for name, step in self._results["steps"].items():
+            if step["state"] != "done":
+                print(f"{name}: {step['state']}")
+
+    def goals(self) -> bool:
+        """The goals' lines; whether all were met."""
+        goals = Goals()
+        cold, back = self.median("cold", "end", QWEN), self.median("image back", "end", QWEN)
+        _at_most(goals, "image to first completion, Qwen 3B", back, 5.0, " s")
+        _at_least(goals, "cold start against image, Qwen 3B", _ratio(cold, back), 12)
+        seed, parked = self.median("seed switch", "seconds"), self.median("parked switch", "first")
+        _at_most(goals, "parked switch to the first token", parked, 2.5, " s")
+        _at_least(goals, "the seed's switch against a parked one", _ratio(seed, parked), 15)
+        fit = self.median("both fit", "first")
+        _at_most(goals, "switch where both fit for a moment", fit, 1.5, " s")
+        share = self.share()
+        _at_most(goals, "llmuxd's own share of a switch, the worst", share, 0.2, " s")
+        left = self.median("parked, both", "vram_MiB")
+        _at_most(goals, "VRAM while both are out, above an empty GPU", self._above(left), 8, " MiB")
+        switches = len(self.values("parked switch", "first"))
+        _at_least(goals, "parked switches", switches, 20)
+        wrong = sum(not row["same"] for row in self.rows if "same" in row)
+        mismatches = sum(self.values("canary", "mismatches"))
+        _at_most(goals, "wrong texts and canary mismatches", wrong + mismatches, 0, "")
+        return goals.all_met
+
+    def share(self) -> float | None:
+        """The most that was llmuxd's own of one switch, in seconds.
+
+        The time to the first token, without what podman, CRIU, the driver, systemd's freezer and
+        the engine took: the parts that the models' units measured, and an answer of a warm engine.
+        """
+        shares = [
+            float(row["first"]) - sum(_others(move) for move in row["moves"]) - self._warm(row)
+            for row in self.rows
+            if row["what"] in ("image switch", "parked switch", "both fit") and row.get("moves")
+        ]
+        return max(shares, default=None)
+
+    def _warm(self, row: Row) -> float:
+        return self.median("warm", "first", row["model"]) or 0.0
+
+    def _above(self, value: float | None) -> float | None:
+        empty = self.median("before", "vram_MiB")
+        return None if value is None or empty is None else value - empty
+
+
+def _others(move: dict[str, Any]) -> float:
+    """What of a way out or in was not llmuxd's own doing: all but looking things up."""
+    return sum(float(took) for part, took in move["parts"].items() if part not in OWN_PARTS)
+
+
+def _medians(rows: Iterable[Row]) -> list[str]:
+    found: dict[str, list[Any]] = {}
+    for row in rows:
+        for key, value in row.items():
+            if key not in ("what", "step", "model", "moves", "text"):
+                found.setdefault(key, []).append(value)
+    told = []
+    for key, values in found.items():
+        if all(isinstance(value, bool) for value in values):
+            told.append(f"{key} {sum(values)}/{len(values)}")
+        elif all(isinstance(value, int | float) for value in values):
+            told.append(f"{key} {statistics.median(values):.4g}")
+        else:
+            told.append(f"{key} {values[-1]}")
+    return told
+
+
+def _ratio(one: float | None, other: float | None) -> float | None:
+    return None if not one or not other else one / other
+
+
+def _at_most(goals: Goals, name: str, value: float | None, bound: float, unit: str) -> None:
+    met = value is not None and value <= bound
+    goals.line(name, _said(value, unit), f"at most {bound:g}{unit}", met)
+
+
+def _at_least(goals: Goals, name: str, value: float | None, bound: float) -> None:
+    goals.line(name, _said(value, ""), f"at least {bound:g}", value is not None and value >= bound)
+
+
+def _said(value: float | None, unit: str) -> str:
+    return "not measured" if value is None else f"{value:.3g}{unit}"

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: MIT
+"""The plan's steps that compare: what vLLM lets go of, and CUDA graphs off."""
+
+from tests.machine.ring.guest import QWEN, sh
+
+from . import measure
+from .measure import ask, configure
+from .plan import Notes
+from .switches import ROUNDS, told
+
+# The first two are llmuxd's own choices.
+PARK_SLEEPS = ("1", "2", "kv", "off")
+IMAGE_SLEEPS = ("1", "off")
+
+
+def levels(notes: Notes) -> None:
+    """Qwen parked after each sleep, and its image after the sleeps that are not the default."""
+    for sleep in PARK_SLEEPS[:2] + PARK_SLEEPS[3:]:
+        configure(tier="park", park_sleep=sleep)
+        told(notes, f"image back, then park_sleep {sleep}", QWEN)
+        _park(notes, f"park_sleep {sleep}")
+        sh("llmuxctl", "checkpoint", QWEN, timeout=120)
+
+
+def eager(notes: Notes) -> None:
+    """Without CUDA graphs, and with a KV cache that can be dropped alone."""
+    if not measure.HAS_GPU:
+        return
+    measure.forget_texts()
+    args = [*measure.model(QWEN)["args"], "--enforce-eager"]
+    for park_sleep, image_sleep in (("kv", "2"), ("kv", "kv")):
+        configure(tier="park", park_sleep=park_sleep, image_sleep=image_sleep, args=args)
+        told(notes, "eager: start", QWEN)
+        _park(notes, f"eager: park_sleep {park_sleep}")
+        out = measure.command("llmuxctl", "checkpoint", QWEN)
+        notes.add(
+            f"eager: image_sleep {image_sleep}", seconds=out, image_GiB=measure.image_size(QWEN)
+        )
+        for _ in range(ROUNDS):
+            told(notes, f"eager: image back, image_sleep {image_sleep}", QWEN)
+            sh("llmuxctl", "checkpoint", QWEN, timeout=120)
+
+
+def _park(notes: Notes, what: str) -> None:
+    for _ in range(ROUNDS):
+        out = measure.command("llmuxctl", "park", QWEN)
+        notes.add(
+            f"{what}: out", model=QWEN, seconds=out, vram_MiB=measure.vram(),
+            ram_GiB=measure.ram(QWEN),
+        )  # fmt: skip
+        told(notes, f"{what}: back", QWEN)
+    ask(QWEN)

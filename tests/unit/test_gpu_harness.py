@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: MIT
+"""tests/gpu, as far as it needs no GPU: what it packs, its plan's runner, what it reports."""
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.gpu import fatbin, plan
+from tests.gpu.report import QWEN, Report
+
+_PTX, _ELF = 1, 2
+
+
+def _entry(kind: int, architecture: int, code: bytes) -> bytes:
+    header = bytearray(64)
+    struct.pack_into("<HHIQ", header, 0, kind, 0x101, 64, len(code))
+    struct.pack_into("<I", header, 28, architecture)
+    return bytes(header) + code
+
+
+def _fat_binary(*entries: bytes) -> bytes:
+    body = b"".join(entries)
+    return struct.pack("<IHHQ", 0xBA55ED50, 1, 16, len(body)) + body
+
+
+def test_only_the_code_for_one_gpu_is_kept() -> None:
+    ours, other, text = b"9" * 40, b"8" * 24, b"p" * 16
+    first = _fat_binary(_entry(_ELF, 80, other), _entry(_ELF, 90, ours), _entry(_PTX, 90, text))
+    second = _fat_binary(_entry(_ELF, 80, other))
+    library = bytearray(b"\x7fELF" + first + b"between" + second + b"end")
+    size = len(library)
+
+    zeroed = fatbin.keep_only(library, 90)
+
+    assert zeroed == 2 * len(other) + len(text)
+    assert len(library) == size
+    assert ours in library
+    assert other not in library
+    assert text not in library
+    assert library.startswith(b"\x7fELF")
+    assert library.endswith(b"end")
+    assert [entry.architecture for entry in fatbin.entries(library)] == [80, 90, 90, 80]
+
+
+def test_what_only_looks_like_a_fat_binary_is_left_alone() -> None:
+    cut = bytearray(_fat_binary(_entry(_ELF, 80, b"8" * 64))[:-10])
+    before = bytes(cut)
+    assert fatbin.keep_only(cut, 90) == 0
+    assert bytes(cut) == before
+
+
+# Played by a module of the test's own in place of tests.gpu.inside.
+_PLAYED = """
+import json, pathlib, sys, time
+name, notes = sys.argv[2], pathlib.Path(sys.argv[4])
+with open("ran", "a") as ran:
+    ran.write(name + " ")
+notes.write_text(json.dumps({"rows": [{"what": name}]}))
+if name == "slow":
+    time.sleep(60)
+if name == "broken":
+    sys.exit("it is broken")
+"""
+
+
+@pytest.fixture
+def played(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "played.py").write_text(_PLAYED)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(plan, "_SELF", "played")
+    return tmp_path
+
+
+def _run(where: Path, *steps: plan.Step, budget: float = 100.0) -> dict[str, Any]:
+    plan.run(steps, where / "results.json", budget, {"cores": 2})
+    told: dict[str, Any] = json.loads((where / "results.json").read_text())
+    return told
+
+
+def _step(name: str, seconds: float = 30.0, *, vital: bool = False) -> plan.Step:
+    return plan.Step(name, seconds, lambda _notes: None, vital)
+
+
+def test_a_step_that_is_done_is_not_done_again(played: Path) -> None:
+    _run(played, _step("one"), _step("broken"))
+    told = _run(played, _step("one"), _step("broken"), _step("two"))
+    assert (played / "ran").read_text().split() == ["one", "broken", "broken", "two"]
+    assert told["steps"]["one"]["state"] == "done"
+    assert told["steps"]["broken"]["state"] == "failed (1): it is broken"
+    assert told["steps"]["two"]["rows"] == [{"what": "two"}]
+    assert told["host"] == {"cores": 2}
+
+
+def test_a_step_out_of_time_keeps_what_it_had(played: Path) -> None:
+    told = _run(played, _step("slow", 1.0), _step("after"))
+    assert told["steps"]["slow"]["state"] == "ran out of 1 s"
+    assert told["steps"]["slow"]["rows"] == [{"what": "slow"}]
+    assert told["steps"]["after"]["state"] == "done"
+
+
+def test_without_a_vital_step_the_plan_ends(played: Path) -> None:
+    told = _run(played, _step("broken", vital=True), _step("after"))
+    assert list(told["steps"]) == ["broken"]
+
+
+def test_no_step_begins_that_has_no_time(played: Path) -> None:
+    told = _run(played, _step("one"))
+    plan.run([_step("late")], played / "results.json", 10.0, told["host"])
+    assert (played / "ran").read_text().split() == ["one"]
+
+
+def test_own_share_is_what_the_parts_leave(capsys: pytest.CaptureFixture[str]) -> None:
+    moves = [
+        {"direction": "out", "parts": {"suspend": 1.0}},
+        {"direction": "in", "parts": {"look": 0.1, "resume": 0.7}},
+    ]
+    rows = [
+        {"what": "warm", "model": QWEN, "first": 0.05},
+        {"what": "parked switch", "model": QWEN, "first": 2.0, "same": True, "moves": moves},
+        {"what": "image back", "model": QWEN, "end": 4.0, "same": True, "moves": []},
+        {"what": "cold", "model": QWEN, "end": 60.0, "same": True, "moves": []},
+    ]
+    report = Report({"host": {}, "steps": {"all": {"state": "done", "rows": rows}}})
+
+    assert report.share() == pytest.approx(0.25)
+    assert not report.goals()
+
+    lines = capsys.readouterr().out.splitlines()
+    assert "goal image to first completion, Qwen 3B: 4 s (wanted at most 5 s): met" in lines
+    assert "goal cold start against image, Qwen 3B: 15 (wanted at least 12): met" in lines
+    assert any("against a parked one: not measured" in line and "missed" in line for line in lines)
+    assert any(line.startswith("goal llmuxd's own share") and "0.25 s" in line for line in lines)
