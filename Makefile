@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
-# make demo | check | bench | bench-control | bench-switch | install DESTDIR= PREFIX= | sdist | rpm
+# make demo | check | bench | bench-control | bench-switch | man | requirements
+# make install DESTDIR= PREFIX= | install-venv VENV= | sdist | sbom | rpm
 
 PREFIX     ?= /usr
 DESTDIR    ?=
@@ -27,7 +28,9 @@ all:
 	@echo "make check   lint, types and all tests"
 	@echo "make bench   the benchmarks, as tables with ratios"
 	@echo "make install DESTDIR= PREFIX=/usr"
+	@echo "make install-venv VENV=/opt/llmuxd"
 	@echo "make sdist   dist/*.tar.gz, the same bytes from the same sources"
+	@echo "make sbom    dist/*.cdx.json, what install-venv consists of"
 	@echo "make rpm     dist/*.rpm, by rpmbuild"
 
 # The manual pages, from Markdown by go-md2man. What it makes is kept beside it, so that an
@@ -85,6 +88,31 @@ install-files:
 	test -e $(DESTDIR)$(SYSCONFDIR)/llmux/llmux.yaml || \
 		install -m 644 packaging/llmux.yaml $(DESTDIR)$(SYSCONFDIR)/llmux/llmux.yaml
 
+# Where the distribution's Python or its packages are too old: all of the Python in VENV, each file
+# held against its hash in packaging/*requirements.txt. pystemd is compiled: gcc, pkg-config, and the
+# headers of Python and libsystemd.
+VENV ?= /opt/llmuxd
+.PHONY: install-venv
+install-venv:
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip --quiet install --require-hashes -r packaging/build-requirements.txt
+	# No isolation: that would fetch build tools that nobody holds against anything.
+	$(VENV)/bin/pip --quiet install --no-build-isolation --require-hashes \
+		-r packaging/requirements.txt
+	$(VENV)/bin/pip --quiet install --no-build-isolation --no-deps --no-index .
+	install -d $(DESTDIR)$(BINDIR)
+	ln -sf $(VENV)/bin/llmuxd $(VENV)/bin/llmuxctl $(DESTDIR)$(BINDIR)/
+	$(MAKE) install-files PYTHON=$(VENV)/bin/python3
+
+# Pins what pyproject.toml asks for, and what it is built with: the hash of every file.
+UV ?= uv
+PIN = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	--no-header --no-annotate
+.PHONY: requirements
+requirements:
+	$(PIN) --output-file packaging/requirements.txt pyproject.toml
+	$(PIN) --output-file packaging/build-requirements.txt packaging/build-requirements.in
+
 .PHONY: sdist
 sdist:
 	$(PYTHON) packaging/sdist.py
@@ -96,6 +124,19 @@ RPMBUILD ?=
 MACROS    = $(shell rpm --showrc | sed -n 's/^Macro path: //p')
 FEDORA    = $(if $(shell rpm --eval '%{?pyproject_wheel:yes}'),,--nodeps \
 	--macros '$(MACROS):$(CURDIR)/packaging/rpm/fedora.macros')
+# What `make install-venv` consists of, as CycloneDX; the same bytes from the same sources.
+VERSION   = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' llmuxd/__init__.py)
+CYCLONEDX ?= .venv/bin/cyclonedx-py
+OUT       ?= dist
+.PHONY: sbom
+sbom:
+	install -d $(OUT)
+	sed 's/^dynamic = .*/version = "$(VERSION)"/' pyproject.toml > $(OUT)/pyproject.toml
+	PYTHONWARNINGS=ignore $(CYCLONEDX) requirements packaging/requirements.txt \
+		--pyproject $(OUT)/pyproject.toml --short-PURLs --output-reproducible \
+		--of JSON -o $(OUT)/llmuxd-$(VERSION).cdx.json
+	rm $(OUT)/pyproject.toml
+
 .PHONY: rpm
 rpm: sdist
 	rpmbuild -bb $(FEDORA) --define '_topdir $(CURDIR)/build/rpm' \
