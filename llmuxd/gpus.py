@@ -2,7 +2,6 @@
 """What is on the GPUs, as llmux-gpus.service measures it: llmuxd itself can reach no device."""
 
 import asyncio
-import contextlib
 import logging
 import math
 import time
@@ -66,9 +65,12 @@ class Gpus:
         if self._writer is not None:
             self._writer.write(b"\n")
         # A meter that was restarted meanwhile measures for who connects.
-        with contextlib.suppress(TimeoutError):
+        try:
             async with asyncio.timeout(LIMIT), self._news:
                 await self._news.wait_for(lambda: self._at >= since or self._away)
+        except TimeoutError:
+            # Nobody waits for it again before it is heard.
+            self._away = True
         return self.read() if self._at >= since else {}
 
     async def run(self) -> None:
@@ -78,7 +80,6 @@ class Gpus:
                 await self._listen()
             except (OSError, ValueError, BadReading) as error:
                 log.debug("GPU memory is not measured: %s", error)
-                self._away = True
                 await self._take(None)
                 await asyncio.sleep(RETRY)
 
@@ -89,7 +90,7 @@ class Gpus:
     async def _listen(self) -> None:
         """Until the meter ends; BadReading where it did so without a word."""
         reader, writer = await asyncio.open_unix_connection(socket_path(), limit=LINE_LIMIT)
-        self._writer, self._away = writer, False
+        self._writer = writer
         heard = False
         try:
             while line := await reader.readline():
@@ -103,6 +104,7 @@ class Gpus:
 
     async def _take(self, reading: Reading | None) -> None:
         before, self._reading = self._reading, reading
+        self._away = reading is None
         if reading is not None and reading.error and not reading.tells_as(before):
             log.warning("GPU memory cannot be measured: %s", reading.error,
                         extra=about(Event.GPUS_UNMEASURED))  # fmt: skip

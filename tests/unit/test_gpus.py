@@ -146,6 +146,14 @@ async def test_a_meter_that_hangs_leaves_nothing_known(
     fake_meter.answers = False
     assert await watch.gpus.measure() == {}
     assert watch.gpus.read() != {}
+    monkeypatch.setattr(gpus, "LIMIT", 60)
+    assert await watch.gpus.measure() == {}
+    fake_meter.answers = True
+    fake_meter.gpus = ()
+    fake_meter.say()
+    await watch.change()
+    fake_meter.gpus = (GPU,)
+    assert list(await watch.gpus.measure()) == [2]
 
 
 async def test_a_meter_that_ends_is_waited_for_no_longer(

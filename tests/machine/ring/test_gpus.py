@@ -76,7 +76,7 @@ def test_without_a_driver_nothing_runs_and_nothing_fails() -> None:
     two_fakes()
     assert complete(OPT).text
     for name in ("llmux-gpus.socket", "llmux-gpus.service"):
-        assert sh("systemctl", "is-active", name, check=False) == "inactive"
+        assert _state(name) == "inactive"
     assert sh("systemctl", "--failed", "--no-legend") == ""
 
 
@@ -147,5 +147,24 @@ def test_a_meter_that_dies_is_started_again(driver: Nvml) -> None:
     assert "cannot be measured" not in journal("llmuxd.service")
 
 
+def test_a_meter_that_cannot_start_is_no_loop_and_in_nobodys_way(driver: Nvml) -> None:
+    drop_in = DROP_INS / "llmux-gpus.service.d" / "broken.conf"
+    drop_in.write_text("[Service]\nExecStart=\nExecStart=/bin/false\n", encoding="ascii")
+    try:
+        sh("systemctl", "daemon-reload")
+        _models(opt="60GiB", qwen="60GiB")
+        for model in (OPT, QWEN):
+            assert complete(model).text
+
+        eventually(lambda: _state("llmux-gpus.socket") == "failed", "systemd gives it up")
+    finally:
+        drop_in.unlink()
+    assert journal("llmux-gpus.service").count("Starting ") <= 20
+
+
 def _told() -> str:
     return sh("systemctl", "show", "-P", "StatusText", "llmux-gpus.service")
+
+
+def _state(unit_name: str) -> str:
+    return sh("systemctl", "is-active", unit_name, check=False)
