@@ -83,6 +83,7 @@ def park(activation: Activation, watch: Stopwatch) -> None:
         _put_back(activation)
         raise CannotPark(f"its container cannot be frozen: {error}") from None
     replace(parked, whole=True).save(activation.model)
+    log.info("parked", extra=about(Event.MODEL_PARKED, phase="park"))
 
 
 def wake(activation: Activation, watch: Stopwatch) -> bool:
@@ -127,8 +128,7 @@ def _leave_gpu(activation: Activation, watch: Stopwatch) -> Parked:
     except (gpu.NoDriver, gpu.NotDone) as error:
         _take_up(activation, nap)
         raise CannotPark(f"CUDA could not be suspended: {error}") from None
-    log.info("%d processes are off the GPU%s", len(found), ", the engine sleeps" * bool(nap.out),
-             extra=about(Event.MODEL_PARKED, phase="park"))  # fmt: skip
+    log.info("%d processes are off the GPU%s", len(found), ", the engine sleeps" * bool(nap.out))
     return parked
 
 

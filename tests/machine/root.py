@@ -22,6 +22,7 @@ PACKAGES = (
     *("file", "rpm", "rpmlint"),
     *("python3-hypothesis", "python3-pytest", "python3-pytest-asyncio"),
     # what a person types in it
+    *("openssh-client", "openssh-server"),
     *("curl", "dbus-bin", "dbus-x11", "jq", "less", "libglib2.0-bin", "procps", "socat", "strace"),
 )
 
@@ -35,6 +36,7 @@ MASKED = (
     *("ldconfig.service", "modprobe@.service", "proc-sys-fs-binfmt_misc.automount"),
     *("systemd-binfmt.service", "systemd-journal-catalog-update.service"),
     *("systemd-remount-fs.service", "systemd-sysctl.service", "systemd-tmpfiles-clean.timer"),
+    *("ssh.service", "ssh.socket"),
     *("podman-auto-update.service", "podman-auto-update.timer", "podman.socket"),
     *("systemd-networkd.service", "systemd-networkd.socket"),
 )

@@ -11,8 +11,14 @@ from .guest import OPT, eventually, fails, sh, state, two_fakes
 USER = "llmux-test"
 AS_USER = ("runuser", "-u", USER, "--")
 CALL = ("busctl", "call", "org.llmux", "/Manager", "org.llmux.Manager")
-CHANGES = (
+SWITCHES = (
     (*CALL, "Switch", "s", OPT),
+    (*CALL, "Preload", "s", OPT),
+)
+CHANGES = (
+    *SWITCHES,
+    (*CALL, "Pin", "s", OPT),
+    (*CALL, "Unpin", "s", OPT),
     (*CALL, "Checkpoint", "s", OPT),
     (*CALL, "Park", "s", OPT),
     (*CALL, "Warmup", "s", OPT),
@@ -87,7 +93,8 @@ def test_user_with_a_rule_may_what_the_rule_says(user: None) -> None:
         "polkit has read the rule",
     )
     eventually(lambda: state(OPT) == "serving", "the switch is made")
-    for change in CHANGES[1:]:
+    assert sh(*AS_USER, *SWITCHES[1]).startswith('o "/Job/')
+    for change in CHANGES[len(SWITCHES) :]:
         _, said = fails(*AS_USER, *change)
         assert "authenticate" in said.lower(), said
     assert state(OPT) == "serving"

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: MIT
+"""A cancelled job leaves everything as if it had not begun, or as if it had ended."""
+
+from collections.abc import Callable
+
+import pytest
+
+from llmuxd.jobs import Job
+from llmuxd.state import State
+from llmuxd.switcher import Switcher
+
+from .fake_units import a_model
+from .stage import Stage, on_stage
+
+Begin = Callable[[Switcher, str], Job]
+
+BEGIN: dict[str, Begin] = {
+    "switch": Switcher.switch,
+    "preload": Switcher.preload,
+    "warmup": Switcher.warmup,
+    "checkpoint": Switcher.checkpoint,
+    "park": Switcher.park,
+    "stop": Switcher.stop,
+}
+IN = ("switch", "preload", "warmup")
+OUT = {"checkpoint": "stop", "park": "reload", "stop": "stop"}
+# Where the model is when a job of this kind has ended.
+END = {
+    "switch": State.SERVING, "preload": State.SERVING, "warmup": State.CHECKPOINTED,
+    "checkpoint": State.CHECKPOINTED, "park": State.PARKED, "stop": State.COLD,
+}  # fmt: skip
+
+
+async def goes_on(stage: Stage) -> None:
+    """Nothing is under way or waits, and each model serves who asks."""
+    await stage.until_idle()
+    assert stage.switcher.jobs.all() == []
+    assert not any(stage.switcher.model(name).waiters for name in stage.switcher.names())
+    for name in stage.switcher.names():
+        await stage.ask(name)
+
+
+@pytest.mark.parametrize("kind", BEGIN)
+async def test_before_its_first_step_nothing_has_happened(kind: str) -> None:
+    async with on_stage(a_model("a"), a_model("b")) as stage:
+        await stage.ask("b" if kind in IN else "a")
+        log = list(stage.units.log)
+        job = BEGIN[kind](stage.switcher, "a")
+        stage.switcher.jobs.cancel(job.number)
+        assert await stage.result(job) == "canceled"
+        await stage.settle()
+        assert stage.units.log == log
+        await goes_on(stage)
+
+
+@pytest.mark.parametrize("kind", IN)
+async def test_while_another_one_drains_nothing_has_happened(kind: str) -> None:
+    """The other one is called back, and its stream was never cut."""
+    async with on_stage(a_model("a"), a_model("b")) as stage:
+        client = stage.client("b")
+        await client.admitted.wait()
+        log = list(stage.units.log)
+        job = BEGIN[kind](stage.switcher, "a")
+        await stage.settle()
+        stage.switcher.jobs.cancel(job.number)
+        assert await stage.result(job) == "canceled"
+        await stage.ask("b")
+        assert stage.switcher.state("b") is State.SERVING
+        await client.finish()
+        assert stage.units.log == log
+        await goes_on(stage)
+
+
+@pytest.mark.parametrize("kind", IN)
+async def test_while_it_starts_the_start_goes_on(kind: str) -> None:
+    """As if a switch had ended: a warm-up that was cancelled by then writes nothing."""
+    async with on_stage(a_model("a"), a_model("b")) as stage:
+        gate = stage.units.hold("start", "a")
+        job = BEGIN[kind](stage.switcher, "a")
+        await gate.reached.wait()
+        stage.switcher.jobs.cancel(job.number)
+        assert await stage.result(job) == "canceled"
+        gate.open()
+        await stage.until_state("a", State.SERVING)
+        assert stage.units.log == ["start a"]
+        await goes_on(stage)
+
+
+@pytest.mark.parametrize("kind", OUT)
+async def test_while_it_drains_nothing_has_happened(kind: str) -> None:
+    async with on_stage(a_model("a"), a_model("b")) as stage:
+        client = stage.client("a")
+        await client.admitted.wait()
+        job = BEGIN[kind](stage.switcher, "a")
+        await stage.until_state("a", State.DRAINING)
+        stage.switcher.jobs.cancel(job.number)
+        assert await stage.result(job) == "canceled"
+        await stage.ask("a")
+        assert stage.switcher.state("a") is State.SERVING
+        assert stage.units.log == ["start a"]
+        await client.finish()
+        await goes_on(stage)
+
+
+@pytest.mark.parametrize("kind", [*OUT, "warmup"])
+async def test_while_it_leaves_the_leaving_goes_on(kind: str) -> None:
+    async with on_stage(a_model("a"), a_model("b")) as stage:
+        if kind != "warmup":
+            await stage.ask("a")
+        gate = stage.units.hold(OUT.get(kind, "stop"), "a")
+        job = BEGIN[kind](stage.switcher, "a")
+        await gate.reached.wait()
+        stage.switcher.jobs.cancel(job.number)
+        assert await stage.result(job) == "canceled"
+        gate.open()
+        await stage.until_state("a", END[kind])
+        await goes_on(stage)
