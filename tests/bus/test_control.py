@@ -323,6 +323,50 @@ async def test_what_is_not_there_is_an_unknown_method(
     assert error.name == "org.freedesktop.DBus.Error.UnknownMethod"
 
 
+PROPERTIES = "org.freedesktop.DBus.Properties"
+INTROSPECTABLE = "org.freedesktop.DBus.Introspectable"
+STRANGE: list[tuple[str, str, str, str, list[object]]] = [
+    ("/Manager", MANAGER, "Switch", "u", [7]),
+    ("/Manager", MANAGER, "Switch", "ss", ["a", "b"]),
+    ("/Manager", MANAGER, "Switch", "s", ["\x07\n../../etc/passwd"]),
+    ("/Manager", MANAGER, "Switch", "s", [""]),
+    ("/Manager", MANAGER, "Pin", "s", ["x" * 100_000]),
+    ("/Manager", MANAGER, "GetModel", "v", [Variant("s", "b")]),
+    ("/Manager", MANAGER, "switch", "s", ["b"]),
+    ("/Manager", MANAGER, "_translated", "", []),
+    ("/Manager", JOB, "Cancel", "", []),
+    ("/Job/1", JOB, "Cancel", "s", ["now"]),
+    ("/Job/99999999999999999999", JOB, "Cancel", "", []),
+    ("/Manager", PROPERTIES, "Get", "ss", ["org.llmux.Nothing", "Version"]),
+    ("/Manager", PROPERTIES, "Get", "ss", [MANAGER, "Nothing"]),
+    ("/Manager", PROPERTIES, "Get", "ss", [MANAGER, "__class__"]),
+    ("/Manager", PROPERTIES, "Get", "s", [MANAGER]),
+    ("/Manager", PROPERTIES, "GetAll", "s", ["org.llmux.Nothing"]),
+    ("/Manager", PROPERTIES, "GetAll", "u", [1]),
+    ("/Nowhere", PROPERTIES, "GetAll", "s", [MANAGER]),
+    ("/Manager", PROPERTIES, "Set", "ssv", [MANAGER, "Nothing", Variant("s", "")]),
+    ("/Manager", INTROSPECTABLE, "Introspect", "s", ["x"]),
+    ("/Manager", "org.freedesktop.DBus.Peer", "Pong", "", []),
+]
+
+
+@pytest.mark.parametrize(("path", "interface", "member", "signature", "body"), STRANGE)
+async def test_who_calls_strangely_is_told_so_and_no_more(
+    house: House, caplog: pytest.LogCaptureFixture, path: str, interface: str, member: str,
+    signature: str, body: list[object],
+) -> None:  # fmt: skip
+    house.stage.units.hold("start", "b")
+    house.stage.switcher.switch("b")
+    with pytest.raises(Refused) as caught:
+        await house.caller.call(path, member, *body, interface=interface, signature=signature)
+    assert caught.value.name.startswith(("org.freedesktop.DBus.Error.", "org.llmux.Error."))
+    assert "Traceback" not in caught.value.text and ".py" not in caught.value.text
+    assert len(caught.value.text) < 300 + sum(len(str(each)) for each in body)
+    assert "Traceback" not in caplog.text
+    assert await house.caller.get("/Manager", MANAGER, "QueueLength") == 0
+    assert [job.number for job in house.stage.switcher.jobs.all()] == [1]
+
+
 async def test_properties_cannot_be_written(house: House) -> None:
     with pytest.raises(Refused) as caught:
         await house.caller.call(
