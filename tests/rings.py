@@ -8,6 +8,7 @@ host, the throw-away machine for the others. Standard library only.
 import hashlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -44,6 +45,8 @@ class Red(Exception):
 
 def main() -> int:
     """Exit status 0 only if every ring is green; a red one does not keep the next from running."""
+    # A shell has its background jobs ignore it, and what they start: tests type Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     names = sys.argv[1:] or list(RINGS)
     taken: list[tuple[str, float, bool]] = []
     for name in names:
