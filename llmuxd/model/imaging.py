@@ -25,6 +25,10 @@ from .server import WrongAnswer
 
 log = logging.getLogger("llmux-model")
 
+# The container's /dev/shm, which podman keeps beside CRIU's images: they are worth nothing with
+# another's.
+SHM = "devshm-checkpoint.tar"
+
 
 class Written(StrEnum):
     """What the model has on disk after a dump."""
@@ -108,11 +112,14 @@ def settle(directory: Path, record: Checkpoint | None) -> None:
     aside = _aside(directory)
     if not aside.is_dir():
         return
-    place = directory.resolve()
+    place, shm = directory.resolve(), _aside(directory.with_name(SHM))
     if record is not None and record.valid and record.damage() is None:
         shutil.rmtree(aside)
+        shm.unlink(missing_ok=True)
         return
     log.warning("the checkpoint was not finished; the one before it is put back")
+    if shm.exists():
+        shm.replace(directory.with_name(SHM))
     if place.is_dir():
         shutil.rmtree(place)
     aside.rename(place)
@@ -149,6 +156,10 @@ def _set_aside(record: Checkpoint, before: Checkpoint | None) -> bool:
         return False
     try:
         directory.resolve().rename(_aside(directory))
+        shm = directory.with_name(SHM)
+        if shm.exists():
+            # podman writes over it in place.
+            shm.rename(_aside(shm))
     except OSError as error:
         # A mount point, say.
         log.warning("the image before cannot be kept meanwhile: %s", error.strerror)

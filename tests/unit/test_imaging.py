@@ -34,6 +34,7 @@ class FakeContainer(Container):
         (directory / "inventory.img").write_text(self.text)
         self.fail()
         (directory / "pages-1.img").write_text(self.text)
+        (self.facts.userdata / imaging.SHM).write_text(self.text)
 
 
 @pytest.fixture
@@ -104,6 +105,23 @@ def test_a_crash_in_the_middle_leaves_the_one_before(container: FakeContainer) -
     imaging.settle(container.facts.checkpoint_directory, Checkpoint.load("a"))
     assert texts(container) == image("first")
     assert imaging.is_whole(container.facts, RUN)
+
+
+def test_a_crash_behind_the_dump_leaves_the_one_before_with_its_shm(
+    container: FakeContainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dump(container, "first")
+    shm = container.facts.userdata / imaging.SHM
+    with monkeypatch.context() as patched, pytest.raises(SystemExit):
+        patched.setattr(imaging, "_sync", lambda *_: crash())
+        dump(container, "second")
+    assert shm.read_text() == "second"
+    imaging.settle(container.facts.checkpoint_directory, Checkpoint.load("a"))
+    assert texts(container) == image("first")
+    assert shm.read_text() == "first"
+    dump(container, "third")
+    assert shm.read_text() == "third"
+    assert sorted(p.name for p in container.facts.userdata.iterdir()) == ["checkpoint", shm.name]
 
 
 def test_a_crash_before_the_dump_began_does_too(container: FakeContainer) -> None:
