@@ -13,6 +13,7 @@ from .models import Model, Wish
 
 # After everybody else, and never instead of one that is at work.
 LAST = -MAX_PRIORITY - 1
+_SLOWEST_LAST = (Cost.RESUME, Cost.RESTORE, Cost.COLD)
 _WAYS = {State.PARKED: Cost.RESUME, State.CHECKPOINTED: Cost.RESTORE}
 
 
@@ -56,8 +57,9 @@ def _priority(model: Model) -> int:
 
 
 def _come_cost(costs: Costs, name: str, way: Cost) -> float:
-    """As long as nobody came back that way, it is reckoned no cheaper than a cold start."""
-    return costs.reckon(name, way) or costs.reckon(name, Cost.COLD)
+    """As long as nobody came back that way, it is reckoned no cheaper than the next slower one."""
+    slower = _SLOWEST_LAST[_SLOWEST_LAST.index(way) :]
+    return next((cost for each in slower if (cost := costs.reckon(name, each))), 0.0)
 
 
 def _way_in(fleet: Fleet, model: Model, stage: Stage) -> Cost:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from llmuxd.config import ModelConfig
+from llmuxd.config import ModelConfig, Tier
 from llmuxd.costs import Cost
 from llmuxd.errors import NoRoom, QueueFull, TimedOut
 from llmuxd.policy import Gpu
@@ -435,3 +435,17 @@ async def test_what_was_dear_to_bring_keeps_its_place_for_longer(
         await stage.client("b").admitted.wait()
         assert at_least <= asyncio.get_running_loop().time() - begin <= at_most
         busy.cancel()
+
+
+@simulated
+async def test_what_is_parked_first_now_is_reckoned_no_dearer_than_from_its_image() -> None:
+    async with on_stage(replace(A, tier=Tier.PARK, devices=()), B) as stage:
+        await stage.ask("a")
+        book = stage.switcher._book
+        for cost, seconds in ((Cost.COLD, 70.0), (Cost.RESTORE, 7.0), (Cost.GAP, 5.0)):
+            for _ in range(2):
+                book.learn("a", cost, seconds)
+        begin = asyncio.get_running_loop().time()
+        await stage.ask("b")
+        # Its usual gaps are worth waiting for where it is dear to bring back, and it is not.
+        assert asyncio.get_running_loop().time() - begin < 1
