@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-# make demo | check | bench | bench-control | bench-switch | man | requirements
+# make demo | check | bench | bench-control | bench-proxy | bench-switch | man | requirements
 # make install DESTDIR= PREFIX= | install-venv VENV= | sdist | sbom | rpm
 
 PREFIX     ?= /usr
@@ -177,6 +177,11 @@ soak:
 .PHONY: demo
 demo:
 	python3 -m tests.machine.demo $(TOUR)
+
+# The proxy beside nginx, litellm and forty lines of aiohttp, before one backend.
+.PHONY: bench-proxy
+bench-proxy:
+	.venv/bin/python -m tests.bench.proxy
 
 # Ten switches each way between two vLLM models, in the machine: a table, ratios and goals.
 .PHONY: bench-switch

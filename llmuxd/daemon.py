@@ -29,6 +29,8 @@ from .units import Units
 log = logging.getLogger(__name__)
 
 BUS_RETRY = 1.0
+# Seconds between two looks at what all models do, for the status line.
+STATUS_PAUSE = 0.1
 
 
 class Daemon:
@@ -52,6 +54,7 @@ class Daemon:
         self._reloading = asyncio.Lock()
         self._failure: BaseException | None = None
         self._status = ""
+        self._telling: asyncio.TimerHandle | None = None
 
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT; requests in flight end first."""
@@ -89,7 +92,7 @@ class Daemon:
         await self._proxy.start(sockets)
         self._notify("READY=1")
         self._switcher.listeners.append(self._tell)
-        self._tell("")
+        self._tell_now()
         log.info("serving %d models", len(self._switcher.names()))
         await self._stop.wait()
         await self._shut_down()
@@ -174,7 +177,13 @@ class Daemon:
         self._control.gpus_changed()
 
     def _tell(self, name: str) -> None:
-        """Keep `systemctl status llmuxd` true."""
+        """Keep `systemctl status llmuxd` true, soon: each request that comes or goes is told."""
+        if self._telling is None:
+            loop = asyncio.get_running_loop()
+            self._telling = loop.call_later(STATUS_PAUSE, self._tell_now)
+
+    def _tell_now(self) -> None:
+        self._telling = None
         serving = [n for n in self._switcher.names() if self._switcher.state(n) is State.SERVING]
         status = f"{len(self._switcher.names())} models, serving: {', '.join(serving) or 'none'}"
         # Only what changed: PID 1 may be slow to read, and the socket to it blocks when full.

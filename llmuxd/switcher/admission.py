@@ -58,8 +58,12 @@ class Admission:
             return
         model.idle_since = now()
         model.idle.set()
-        # Another one may have waited for this.
-        self._fleet.changed(model)
+        if model.config.ttl is not None or self._anybody_waits():
+            self._fleet.changed(model)
+        else:
+            # Nothing follows from it, and to decide so would cost as much as the request did.
+            self._fleet.dirty.add(model.name)
+            self._fleet.tell(model.name)
 
     def let_in(self, model: Model) -> None:
         """Serve all who wait, where the model serves."""
@@ -106,6 +110,9 @@ class Admission:
                 self.leave(model)
             self._fleet.changed(model)
             raise
+
+    def _anybody_waits(self) -> bool:
+        return any(model.waiters for model in self._fleet.models.values())
 
     def _join(self, model: Model) -> None:
         model.in_flight += 1

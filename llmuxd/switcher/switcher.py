@@ -4,7 +4,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Mapping
 
 from ..backend import Backend
 from ..config import Config, ModelConfig
@@ -118,10 +118,9 @@ class Switcher:
         """By when the answer to a request that arrives now must begin, on the loop's clock."""
         return now() + self._fleet.resolve(name).config.request_timeout
 
-    @contextlib.asynccontextmanager
-    async def request(
+    def request(
         self, name: str, deadline: float | None = None, priority: int = 0
-    ) -> AsyncIterator[Backend]:
+    ) -> contextlib.AbstractAsyncContextManager[Backend]:
         """Have the model serve for as long as the context lasts; waits for it if need be.
 
         TimedOut at `deadline`, by default the one of `deadline()`. While it waits, `priority` is
@@ -130,12 +129,7 @@ class Switcher:
         model = self._fleet.resolve(name)
         if deadline is None:
             deadline = self.deadline(name)
-        backend = await self._admission.enter(model, Wish.REQUEST, deadline, priority)
-        try:
-            async with backend:
-                yield backend
-        finally:
-            self._admission.leave(model)
+        return _Place(self._admission, model, deadline, priority)
 
     async def lost(self, name: str, backend: Backend) -> None:
         """The server behind `backend` could not be reached; the next request looks again."""
@@ -278,3 +272,27 @@ def _forget_orders(names: list[str]) -> None:
     for name in names:
         forget_leave(name)
         take_park_order(name)
+
+
+class _Place:
+    """A request's, from its wait to its end. No generator: each request takes one."""
+
+    __slots__ = ("_admission", "_backend", "_deadline", "_model", "_priority")
+
+    def __init__(self, admission: Admission, model: Model, deadline: float, priority: int):
+        self._admission = admission
+        self._model = model
+        self._deadline = deadline
+        self._priority = priority
+
+    async def __aenter__(self) -> Backend:
+        self._backend = await self._admission.enter(
+            self._model, Wish.REQUEST, self._deadline, self._priority
+        )
+        return await self._backend.__aenter__()
+
+    async def __aexit__(self, *exc: object) -> None:
+        try:
+            await self._backend.__aexit__(*exc)
+        finally:
+            self._admission.leave(self._model)
