@@ -13,7 +13,7 @@ from typing import Protocol, cast
 from . import cache, process
 
 # weights: models of random weights for vLLM.
-_MAKERS = ("gemma", "weights")
+_MAKERS = ("clients", "gemma", "weights")
 
 
 class Maker(Protocol):
