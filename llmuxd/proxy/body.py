@@ -130,7 +130,7 @@ async def piece(request: web.BaseRequest) -> bytes:
             return await content.readany()
     except TimeoutError:
         raise TooSlow(f"nothing of the request's body came for {READ_TIMEOUT:g} s") from None
-    except (ValueError, aiohttp.ClientError, web.HTTPException) as error:
+    except (ValueError, aiohttp.ClientError, web.RequestPayloadError) as error:
         why = str(error) or type(error).__name__
         raise BadRequest(f"the request's body cannot be read: {why}") from None
 

@@ -2,6 +2,7 @@
 """aiohttp's server, told what to do with clients that send no request, or none that is one."""
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -11,6 +12,8 @@ from ..errors import BadRequest
 from . import shapes
 from .routes import Api
 
+log = logging.getLogger(__name__)
+
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 # From the connection to the end of the first request's head, in seconds; nginx's
@@ -18,6 +21,8 @@ Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 HEAD_TIMEOUT = 60.0
 # From an answer to the end of the next request's head, in seconds; nginx's keepalive_timeout.
 KEEPALIVE = 75.0
+# How long a client may go on sending what was refused, until its connection is closed, in seconds.
+LINGER = 2.0
 
 
 class _Connection(web.RequestHandler):
@@ -36,6 +41,10 @@ class _Connection(web.RequestHandler):
         self._impatience.cancel()
         super().connection_lost(exc)
 
+    def log_exception(self, *args: Any, **kwargs: Any) -> None:
+        """What a client sent, as a rule; what we did wrong is caught where requests are handled."""
+        log.debug(*args, **kwargs)
+
     def asked(self) -> None:
         """A request has come."""
         self._impatience.cancel()
@@ -48,8 +57,9 @@ class _Connection(web.RequestHandler):
         message: str | None = None,
     ) -> web.StreamResponse:
         """Answer what is no HTTP; the parent class would log a traceback for each."""
-        what = " ".join((message or str(exc) or "it cannot be understood").split())
-        error = BadRequest(f"no valid HTTP request: {what[:200]}")
+        # Its further lines are the request itself, a key in it perhaps.
+        what = next(iter((message or "").split("\n")), "").strip(" :")
+        error = BadRequest(f"no valid HTTP request: {what or 'it cannot be understood'}")
         response = shapes.response_of(Api.OPENAI, error)
         response.set_status(status)
         response.force_close()
@@ -67,6 +77,7 @@ class Server(web.Server):
             handler_cancellation=True,
             access_log=None,
             keepalive_timeout=KEEPALIVE,
+            lingering_time=LINGER,
         )
 
     def __call__(self) -> web.RequestHandler:
