@@ -68,7 +68,8 @@ class Board:
         for name in self._lanes.in_turn(pressure.close):
             plan.consider(self._views[name])
         plan.close()
-        return plan.decision(tuple(self._refused.values()))
+        # In an order that does not tell in which the models were looked at.
+        return plan.decision(tuple(self._refused[name] for name in sorted(self._refused)))
 
     def has_room(self, name: str) -> bool:
         """Whether the model fits beside those that are there, or come, or leave."""

@@ -176,6 +176,11 @@ def test_larger_than_the_gpu_is_refused() -> None:
     assert "20.0 GiB more than it can have" in verdict.reason
 
 
+def test_a_decision_does_not_tell_who_was_looked_at_first() -> None:
+    a, b = model("a", 100, waiting=1), model("b", 100, waiting=2)
+    assert now(a, b) == now(b, a)
+
+
 def test_the_verdict_says_who_holds_what() -> None:
     gpus = {0: Gpu(80 * GIB, foreign=10 * GIB)}
     found = now(model("a", 40, Stage.IN, pin=True), model("b", 40, waiting=1), gpus=gpus)
