@@ -23,9 +23,11 @@ MACHINE = "check"
 THERE = "/usr/src/llmuxd"
 
 # Debian's packages: pystemd is compiled and so is the unit ring's libcuda, the bus ring has a
-# dbus-daemon of its own, and names are held against systemd-escape's.
+# dbus-daemon of its own, names are held against systemd-escape's, the pages against go-md2man's,
+# and the completions are tried in each shell.
 PACKAGES = (
     "dbus-daemon",
+    "fish",
     "gcc",
     "go-md2man",
     "libc6-dev",
@@ -36,6 +38,7 @@ PACKAGES = (
     "python3-pip",
     "python3-venv",
     "systemd",
+    "zsh",
 )
 
 

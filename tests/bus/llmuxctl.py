@@ -49,7 +49,7 @@ async def llmuxctl(*words: str, **env: str) -> Done:
 
 
 class Terminal:
-    """llmuxctl at a terminal of 100 columns and 30 lines."""
+    """A terminal of 100 columns and 30 lines, and what runs at it."""
 
     def __init__(self, process: asyncio.subprocess.Process, fd: int):
         self.process = process
@@ -96,12 +96,12 @@ class Terminal:
 
 
 @contextlib.asynccontextmanager
-async def at_a_terminal(*words: str, **env: str) -> AsyncIterator[Terminal]:
-    """llmuxctl with a terminal of its own, so that Ctrl-C typed there is a SIGINT for it."""
+async def a_terminal(*argv: str, **env: str) -> AsyncIterator[Terminal]:
+    """A command with a terminal of its own, so that Ctrl-C typed there is a SIGINT for it."""
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(ours, (30, 100))
     process = await asyncio.create_subprocess_exec(
-        *COMMAND, *words, env=_environment() | {"TERM": "xterm"} | env,
+        *argv, env=_environment() | {"TERM": "xterm"} | env,
         stdin=theirs, stdout=theirs, stderr=theirs,
         # A session of its own, whose terminal this is.
         preexec_fn=lambda: _take_terminal(theirs),
@@ -112,6 +112,13 @@ async def at_a_terminal(*words: str, **env: str) -> AsyncIterator[Terminal]:
         yield terminal
     finally:
         await terminal.close()
+
+
+@contextlib.asynccontextmanager
+async def at_a_terminal(*words: str, **env: str) -> AsyncIterator[Terminal]:
+    """llmuxctl with a terminal."""
+    async with a_terminal(*COMMAND, *words, **env) as terminal:
+        yield terminal
 
 
 def _take_terminal(fd: int) -> None:

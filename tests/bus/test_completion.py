@@ -1,14 +1,21 @@
 # SPDX-License-Identifier: MIT
-"""llmuxctl's completion in bash, with the names of a llmuxd that runs."""
+"""llmuxctl's completion in bash, fish and zsh, with the names of a llmuxd that runs."""
 
 import asyncio
+import shlex
+import shutil
+from pathlib import Path
 
 import pytest
 
+from .llmuxctl import a_terminal
 from .private_bus import ROOT, PrivateBus
 from .test_control import QWEN, House, house
 
 __all__ = ["house"]
+
+
+COMPLETIONS = ROOT / "packaging" / "completions"
 
 
 async def complete(*words: str) -> list[str]:
@@ -18,7 +25,7 @@ async def complete(*words: str) -> list[str]:
         ' printf "%s\\n" "${COMPREPLY[@]}"'
     )
     shell = await asyncio.create_subprocess_exec(
-        "bash", "-c", script, str(ROOT / "packaging/completions/llmuxctl.bash"), *words,
+        "bash", "-c", script, str(COMPLETIONS / "llmuxctl.bash"), *words,
         stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE,
     )  # fmt: skip
     out, _ = await shell.communicate()
@@ -55,3 +62,66 @@ async def test_running_jobs_are_offered(house: House) -> None:  # noqa: F811
     house.stage.switcher.switch("b")
     assert await complete("cancel", "") == ["1", "2"]
     gate.open()
+
+
+# fish
+
+
+async def fish(line: str) -> list[str]:
+    """What fish offers at the end of this line."""
+    script = f"source {COMPLETIONS / 'llmuxctl.fish'}; complete --do-complete {shlex.quote(line)}"
+    shell = await asyncio.create_subprocess_exec(
+        "fish", "--no-config", "-c", script,
+        stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    out, _ = await shell.communicate()
+    return [offer.partition("\t")[0] for offer in out.decode().splitlines()]
+
+
+@pytest.mark.skipif(shutil.which("fish") is None, reason="there is no fish here")
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("llmuxctl s", ["show", "status", "stop", "switch"]),
+        ("llmuxctl switch Q", [QWEN]),
+        ("llmuxctl logs --f", ["--follow"]),
+        ("llmuxctl config ", ["check", "show"]),
+        ("llmuxctl config show --c", ["--config"]),
+    ],
+)
+async def test_fish_offers(house: House, line: str, offered: list[str]) -> None:  # noqa: F811
+    assert await fish(line) == offered
+
+
+# zsh
+
+
+@pytest.mark.skipif(shutil.which("zsh") is None, reason="there is no zsh here")
+@pytest.mark.parametrize(
+    ("line", "completed"),
+    [
+        ("llmuxctl chec", "llmuxctl check"),
+        ("llmuxctl sw", "llmuxctl switch"),
+        ("llmuxctl switch Q", f"llmuxctl switch {QWEN}"),
+        ("llmuxctl -H there park q", "llmuxctl -H there park q"),
+        ("llmuxctl warmup b Q", f"llmuxctl warmup b {QWEN}"),
+        ("llmuxctl config sh", "llmuxctl config show"),
+        ("llmuxctl status --js", "llmuxctl status --json"),
+    ],
+)
+async def test_zsh_completes(
+    house: House,  # noqa: F811
+    line: str,
+    completed: str,
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "_llmuxctl").symlink_to(COMPLETIONS / "llmuxctl.zsh")
+    setup = f"PS1='> '; fpath=({tmp_path} $fpath); autoload -U compinit; compinit -u -D"
+    async with a_terminal("zsh", "-f", "-i", HOME=str(tmp_path)) as zsh:
+        zsh.type(f"{setup}; print rea''dy\n")
+        await zsh.shows("ready")
+        await zsh.shows("> ")
+        # ^A and a word in front turn the line into one that prints itself.
+        zsh.type(f"{line}\t\x01print -r -- '=\x05='\n")
+        shown = await zsh.shows("=\r\n")
+        assert shown.rpartition("\n=")[2].removesuffix("=\r\n").rstrip() == completed

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: MIT
+"""What llmuxctl draws, and what it makes of signals, without a bus."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from dbus_next import Message, MessageType
+
+from llmuxd.ctl import table, terminal, top
+from llmuxd.ctl.mirror import JOB, MANAGER, MODEL, Mirror
+
+GPU = [0, "H100", 80 << 30, 60 << 30, 1 << 30]
+PROPERTIES = "org.freedesktop.DBus.Properties"
+OBJECTS = "org.freedesktop.DBus.ObjectManager"
+
+
+def variants(**values: Any) -> dict[str, Any]:
+    """As they come from the bus: something with a `value`."""
+    return {key: SimpleNamespace(value=value) for key, value in values.items()}
+
+
+def a_model(name: str, **values: Any) -> dict[str, Any]:
+    base = {
+        "Name": name, "State": "serving", "GPUs": [0], "Pinned": False, "InFlight": 2, "Queued": 0,
+        "IdleSince": 0.0, "ActivatedBy": "restore", "ActivationSeconds": 2.5,
+        "CheckpointValid": True, "CheckpointSize": 3 << 30,
+    }  # fmt: skip
+    return variants(**(base | values))
+
+
+def a_signal(path: str, interface: str, member: str, *body: object) -> Message:
+    # Not marshalled, so its signature does not matter.
+    return Message(
+        path=path, interface=interface, member=member, message_type=MessageType.SIGNAL,
+        signature="", body=list(body),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def mirror() -> Mirror:
+    manager = variants(Version="1", ActiveModels=["b"], QueueLength=4, GPUs=[GPU])
+    return Mirror({
+        "/Manager": {MANAGER: manager}, "/Model/b": {MODEL: a_model("b")},
+        "/Model/c": {MODEL: a_model("c", State="parked", Pinned=True, ActivatedBy="")},
+    })  # fmt: skip
+
+
+def test_the_screen_has_gpus_models_and_jobs(mirror: Mirror) -> None:
+    job = variants(Kind="switch", Model="c", Phase="waiting", Progress=40, Started=0.0)
+    assert mirror.apply(a_signal("/", OBJECTS, "InterfacesAdded", "/Job/1", {JOB: job}))
+    head, _, gpu, _, _, b, c, _, _, running = top.screen(mirror, "here", 100, 30)
+    assert "llmuxd 1 on here" in head and "2 models, 1 serving, 4 requests wait" in head
+    assert gpu == "GPU 0  [###############     ]  60.0G of 80.0G, 1.0G of it not by models  H100"
+    assert b.split() == ["b", "serving", "GPU", "0", "2", "0", "-", "restore", "2.50s", "3.0G"]
+    assert c.split()[:3] == ["c", "parked", "memory"]
+    assert running.split()[:3] == ["1", "switch", "c"] and "40 %" in running
+
+
+def test_the_screen_is_no_larger_than_the_terminal(mirror: Mirror) -> None:
+    shown = top.screen(mirror, "here", 20, 4)
+    assert len(shown) == 3
+    plain = [line.replace("\x1b[1m", "").replace("\x1b[0m", "") for line in shown]
+    assert max(map(len, plain)) <= 20
+
+
+def test_signals_keep_the_mirror_true(mirror: Mirror) -> None:
+    changed = variants(State="draining", InFlight=1)
+    assert mirror.apply(a_signal("/Model/b", PROPERTIES, "PropertiesChanged", MODEL, changed, []))
+    assert [each["State"] for each in mirror.models()] == ["draining", "parked"]
+    assert mirror.models()[0]["Name"] == "b"
+    assert mirror.apply(a_signal("/", OBJECTS, "InterfacesRemoved", "/Model/c", [MODEL]))
+    assert [each["Name"] for each in mirror.models()] == ["b"]
+    gone = a_signal("/Model/c", PROPERTIES, "PropertiesChanged", MODEL, changed, [])
+    assert not mirror.apply(gone)
+    assert not mirror.apply(a_signal("/Manager", MANAGER, "JobNew", 1, "/Job/1", "b"))
+
+
+def test_cells_are_cut_before_they_are_painted() -> None:
+    def paint(column: int, cell: str) -> str:
+        return terminal.paint(cell, terminal.Style.RED)
+
+    lines = table.lines(("A", "B"), [("one", "two")], paint=paint, room=6)
+    assert lines == ["A    B", "\x1b[31mone\x1b[0m  \x1b[31mt\x1b[0m"]
+
+
+@pytest.mark.parametrize(
+    ("share", "shown"), [(0.0, "[    ]"), (0.5, "[##  ]"), (1.0, "[####]"), (7.0, "[####]")]
+)
+def test_a_bar_is_filled_to_its_share(share: float, shown: str) -> None:
+    assert table.bar(share, 4) == shown
