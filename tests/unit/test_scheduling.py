@@ -440,11 +440,10 @@ async def test_what_was_dear_to_bring_keeps_its_place_for_longer(
 @simulated
 async def test_what_is_parked_first_now_is_reckoned_no_dearer_than_from_its_image() -> None:
     async with on_stage(replace(A, tier=Tier.PARK, devices=()), B) as stage:
-        await stage.ask("a")
-        book = stage.switcher._book
         for cost, seconds in ((Cost.COLD, 70.0), (Cost.RESTORE, 7.0), (Cost.GAP, 5.0)):
             for _ in range(2):
-                book.learn("a", cost, seconds)
+                stage.switcher._book.learn("a", cost, seconds)
+        await stage.ask("a")
         begin = asyncio.get_running_loop().time()
         await stage.ask("b")
         # Its usual gaps are worth waiting for where it is dear to bring back, and it is not.
