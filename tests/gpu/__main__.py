@@ -12,7 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.machine import host, parts, process
+from tests.machine import cache, host, parts, process
 from tests.machine.errors import MachineError
 
 from . import boot, pack, report, up
@@ -52,6 +52,8 @@ def _parser() -> argparse.ArgumentParser:
     enter.set_defaults(verb=_enter)
     poweroff = verbs.add_parser("poweroff", help="end it; what it wrote stays")
     poweroff.set_defaults(verb=_poweroff)
+    remove = verbs.add_parser("remove", help="end it and remove all of it, its results too")
+    remove.set_defaults(verb=_remove)
     reporting = verbs.add_parser("report", help="the tables and goals of a file of results")
     reporting.add_argument("results", type=Path)
     reporting.set_defaults(verb=lambda arguments: report.main(arguments.results))
@@ -107,6 +109,14 @@ def _poweroff(_arguments: argparse.Namespace) -> int:
     booted = boot.running()
     if booted is not None:
         booted.poweroff()
+    return 0
+
+
+def _remove(arguments: argparse.Namespace) -> int:
+    _poweroff(arguments)
+    for place in (up.STATE, up.MODELS, boot.RUN):
+        if place.exists():
+            cache.remove(place)
     return 0
 
 
