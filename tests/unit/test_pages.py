@@ -119,6 +119,20 @@ def test_bus_has_these_members_and_no_others(name: str) -> None:
     assert sorted(described) == sorted(shipped)
 
 
+@pytest.mark.parametrize("name", ["Manager", "Model", "Job"])
+def test_bus_says_of_each_member_what_its_interface_file_says(name: str) -> None:
+    text = section("org.llmux.5", f"ORG.LLMUX.{name.upper()}")
+    described = dict(re.findall(r"^\*\*(\w+)\*\*.*\n:   ((?:.+\n)+)", text, re.MULTILINE))
+    parser = ET.XMLParser(target=ET.TreeBuilder(insert_comments=True))
+    (interface,) = ET.parse(ROOT / "dbus" / f"org.llmux.{name}.xml", parser).iterfind("interface")
+    comment = ""
+    for child in interface:
+        if isinstance(child.tag, str):
+            assert described[child.attrib["name"]].split() == comment.split()
+        else:
+            comment = str(child.text)
+
+
 def synopsis(member: ET.Element) -> str:
     """A member of an interface as the page has it."""
     name = f"**{member.attrib['name']}**"
