@@ -112,7 +112,8 @@ def no_room(model: Tenant, gpus: Mapping[int, Gpu], pinned: Iterable[Tenant]) ->
     """Why the model can never come in beside the pinned ones that are; None where it can."""
     for number in sorted(model.gpus):
         there = [other for other in pinned if number in other.gpus and other.name != model.name]
-        held = tuple((other.name, other.vram) for other in there)
+        # In one order, whoever came first: it is told.
+        held = tuple((other.name, other.vram) for other in sorted(there, key=lambda one: one.name))
         gpu = gpus.get(number)
         foreign = gpu.foreign_to(model.name) if gpu else 0
         others = _others(model.name, gpu) if gpu else ()

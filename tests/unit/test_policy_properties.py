@@ -82,7 +82,7 @@ class Watched:
         """The verdict is right: it fits on no GPU beside those that never leave."""
         assert any(
             self._pinned_on(world, number, model.name)
-            + (self.wishes[model.name].vram or ROOM)
+            + self._wish(number, model.name)
             + self.trace.gpus[number].foreign
             > self.trace.gpus[number].total
             for number in model.gpus
@@ -95,10 +95,13 @@ class Watched:
 
     def _pinned_on(self, world: World, number: int, but: str) -> int:
         return sum(
-            self.wishes[model.name].vram or ROOM
+            self._wish(number, model.name)
             for model in world.holders()
             if number in model.gpus and self.wishes[model.name].pin and model.name != but
         )
+
+    def _wish(self, number: int, name: str) -> int:
+        return self.wishes[name].vram or self.trace.gpus[number].total
 
     def came(self, model: SimModel, seconds: float) -> None:
         pass
