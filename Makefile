@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
 # make demo | check | bench | bench-control | bench-proxy | bench-switch | man | requirements
-# make install DESTDIR= PREFIX= | install-venv VENV= | sdist | sbom | rpm
+# make install DESTDIR= PREFIX= | install-venv VENV= | sdist | sbom | rpm | deb
 
 PREFIX     ?= /usr
 DESTDIR    ?=
@@ -32,6 +32,7 @@ all:
 	@echo "make sdist   dist/*.tar.gz, the same bytes from the same sources"
 	@echo "make sbom    dist/*.cdx.json, what install-venv consists of"
 	@echo "make rpm     dist/*.rpm, by rpmbuild"
+	@echo "make deb     dist/*.deb, by dpkg-deb"
 
 # The manual pages, from Markdown by go-md2man. What it makes is kept beside it, so that an
 # installation needs no go-md2man; `make check` holds the two together.
@@ -143,6 +144,22 @@ rpm: sdist
 		--define '_sourcedir $(CURDIR)/dist' --define '_rpmdir $(CURDIR)/dist' \
 		--define '_build_name_fmt %%{NAME}-%%{VERSION}-%%{RELEASE}.%%{ARCH}.rpm' \
 		$(RPMBUILD) packaging/rpm/llmuxd.spec
+
+# One package, what NVIDIA hosts need included; without the bytecode, which is for one Python.
+DEB = build/deb
+.PHONY: deb
+deb:
+	rm -rf $(DEB)
+	$(MAKE) install DESTDIR=$(CURDIR)/$(DEB) PREFIX=/usr SYSCONFDIR=/etc PYTHON=/usr/bin/python3
+	find $(DEB) -name __pycache__ -exec rm -r {} +
+	find $(DEB)/usr/share/man -type f -exec gzip -9n {} +
+	mv $(DEB)/usr/share/licenses/llmuxd/LICENSE $(DEB)/usr/share/doc/llmuxd/copyright
+	rmdir -p --ignore-fail-on-non-empty $(DEB)/usr/share/licenses/llmuxd
+	install -D -m 755 -t $(DEB)/DEBIAN packaging/deb/p*
+	sed 's/@version@/$(VERSION)/' packaging/deb/control > $(DEB)/DEBIAN/control
+	echo /etc/llmux/llmux.yaml > $(DEB)/DEBIAN/conffiles
+	install -d dist
+	dpkg-deb --root-owner-group --build $(DEB) dist/
 
 # Lint, types and every ring of tests; RINGS="tools lint unit" picks some.
 .PHONY: check

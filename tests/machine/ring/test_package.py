@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""The RPM: built by rpmbuild, linted, installed, upgraded below a stream, erased."""
+"""The packages: built, linted, installed, upgraded below a stream, erased without a trace."""
 
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -40,13 +41,13 @@ def checkout(name: str) -> Path:
 
 @pytest.fixture(scope="module")
 def built() -> Iterator[Built]:
-    """Built with %check, which is the unit ring, and once more without."""
+    """Built without %check, of which there is a test."""
     shutil.rmtree(WORK, ignore_errors=True)
     both = Built(checkout("first"), checkout("second"))
     spec = both.second / "packaging/rpm/llmuxd.spec"
     spec.write_text(spec.read_text().replace("Release:        1", "Release:        2"))
-    sh("make", "-C", str(both.first), "rpm", timeout=BUILD_SECONDS)
-    sh("make", "-C", str(both.second), "rpm", "RPMBUILD=--without tests", timeout=BUILD_SECONDS)
+    for copy in (both.first, both.second):
+        sh("make", "-C", str(copy), "rpm", "RPMBUILD=--without tests")
     yield both
     shutil.rmtree(WORK)
 
@@ -54,6 +55,8 @@ def built() -> Iterator[Built]:
 @pytest.fixture
 def bare(built: Built) -> Iterator[set[Path]]:
     """A host without llmuxd; the files that it has. Gets the checkout installed again."""
+    for bytecode in Path("/usr/lib/python3/dist-packages/llmuxd").rglob("__pycache__"):
+        shutil.rmtree(bytecode)
     sh("systemctl", "stop", "llmuxd.socket", "llmuxd.service")
     for name in sh("rpm", "-qlp", *built.packages(built.first)).splitlines():
         if Path(name).is_file() or Path(name).is_symlink():
@@ -63,6 +66,8 @@ def bare(built: Built) -> Iterator[set[Path]]:
         yield files()
     finally:
         sh("rpm", "--erase", "llmuxd", "llmuxd-nvidia", check=False)
+        sh("dpkg", "--purge", "llmuxd", check=False)
+        CONFIG.with_name("llmux.yaml.rpmsave").unlink(missing_ok=True)
         sh("make", "-C", str(built.first), "install")
         sh("systemctl", "daemon-reload")
         sh("systemctl", "disable", "llmuxd.socket")
@@ -78,6 +83,12 @@ def files() -> set[Path]:
         for path in Path(place).rglob("*")
         if not path.is_relative_to(CHECKOUT) and not path.is_dir()
     }
+
+
+def test_the_check_of_the_rpm_is_the_unit_ring(built: Built) -> None:
+    copy = checkout("checked")
+    said = sh("make", "-C", str(copy), "rpm", timeout=BUILD_SECONDS)
+    assert re.search(r"\d{3,} passed", said), said
 
 
 def test_rpmlint_has_nothing_to_say(built: Built) -> None:
@@ -108,33 +119,72 @@ def test_the_sources_are_packed_the_same_each_time(built: Built) -> None:
     assert one.read_bytes() == other.read_bytes()
 
 
-def test_install_upgrade_and_erase(built: Built, bare: set[Path]) -> None:
-    sh(*RPM, "--install", *built.packages(built.first))
+def freshly_installed() -> None:
+    """Enabled as the preset says, and not started."""
     assert sh("systemctl", "is-enabled", "llmuxd.socket") == "enabled"
     assert sh("systemctl", "is-enabled", "llmuxd.service", check=False) == "disabled"
     assert sh("systemctl", "is-active", "llmuxd.socket", check=False) == "inactive"
-    assert sh("rpm", "--verify", "--nodeps", "llmuxd", "llmuxd-nvidia") == ""
 
+
+def upgrade_below_a_stream(upgrade: list[str]) -> None:
+    """The stream goes on, its server stays, llmuxd comes back, the configuration is kept."""
     two_fakes()
     configured = CONFIG.read_text()
     assert complete(OPT).text
     server, daemon = unit(OPT, "MainPID"), sh("systemctl", "show", "-P", "MainPID", "llmuxd")
     with stream(OPT, 60, seconds_per_token=0.05) as tokens:
         next(tokens)
-        upgrade = subprocess.Popen([*RPM, "--upgrade", *built.packages(built.second)])
+        upgrading = subprocess.Popen(upgrade)
         rest = list(tokens)
     assert rest[-1] == "[DONE]" and len(rest) >= 60
-    assert upgrade.wait(60) == 0
-    assert sh("rpm", "-q", "llmuxd").startswith("llmuxd-0.1.0-2")
+    assert upgrading.wait(60) == 0
     assert sh("systemctl", "show", "-P", "MainPID", "llmuxd") not in ("0", daemon)
     assert complete(OPT).text
     assert (unit(OPT, "MainPID"), counter(OPT)) == (server, 3)
     assert CONFIG.read_text() == configured
 
-    sh("rpm", "--erase", "llmuxd", "llmuxd-nvidia")
-    assert files() - bare == {CONFIG.with_name("llmux.yaml.rpmsave")}
+
+def nothing_is_left(bare: set[Path], but: set[Path]) -> None:
+    """No file, unit, process, port or container."""
+    assert files() - bare == but
     assert bare - files() == set()
     assert sh("systemctl", "list-units", "--all", "--plain", "--no-legend", "llmux*") == ""
     assert sh("podman", "ps", "--all", "--quiet") == ""
     assert leftovers() == []
+
+
+def test_life_of_the_rpm(built: Built, bare: set[Path]) -> None:
+    sh(*RPM, "--install", *built.packages(built.first))
+    freshly_installed()
+    assert sh("rpm", "--verify", "--nodeps", "llmuxd", "llmuxd-nvidia") == ""
+    upgrade_below_a_stream([*RPM, "--upgrade", *built.packages(built.second)])
+    assert sh("rpm", "-q", "llmuxd").startswith("llmuxd-0.1.0-2")
+    sh("rpm", "--erase", "llmuxd", "llmuxd-nvidia")
+    nothing_is_left(bare, {CONFIG.with_name("llmux.yaml.rpmsave")})
     assert Path("/var/lib/llmux").is_dir()
+
+
+def test_life_of_the_debian_package(built: Built, bare: set[Path]) -> None:
+    """dpkg holds it against the packages here that it depends on."""
+    CONFIG.unlink(missing_ok=True)
+    bare = files()
+    for number, copy in enumerate((built.first, built.second), 1):
+        control = copy / "packaging/deb/control"
+        control.write_text(control.read_text().replace("@version@-1", f"@version@-{number}"))
+        sh("make", "-C", str(copy), "deb")
+    (first,), (second,) = (
+        list((copy / "dist").glob("*.deb")) for copy in (built.first, built.second)
+    )
+    sh("dpkg", "--install", str(first))
+    freshly_installed()
+    # The machine is built without anything to read, and its dpkg goes on leaving it out.
+    amiss = sh("dpkg", "--verify", "llmuxd").splitlines()
+    assert [line for line in amiss if not re.search("/usr/share/(man|doc)/", line)] == []
+    upgrade_below_a_stream(["dpkg", "--force-confold", "--install", str(second)])
+    assert sh("dpkg-query", "--show", "--showformat=${Version}", "llmuxd") == "0.1.0-2"
+    sh("dpkg", "--remove", "llmuxd")
+    nothing_is_left(bare, {CONFIG})
+    assert Path("/var/lib/llmux").is_dir()
+    sh("dpkg", "--purge", "llmuxd")
+    nothing_is_left(bare, set())
+    assert not Path("/var/lib/llmux").exists()
