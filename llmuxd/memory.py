@@ -12,6 +12,16 @@ RESERVE = 0.2
 
 def short() -> bool:
     """Whether less than the reserve is available, by the kernel's own estimate (proc(5))."""
-    lines = MEMINFO.read_text(encoding="ascii").splitlines()
-    told = {key: int(value.split()[0]) for key, _, value in (line.partition(":") for line in lines)}
+    told = _told()
     return told["MemAvailable"] < RESERVE * told["MemTotal"]
+
+
+def available() -> int:
+    """Bytes that could be had without swapping, by the same estimate."""
+    return _told()["MemAvailable"] << 10
+
+
+def _told() -> dict[str, int]:
+    """What the kernel tells, in KiB."""
+    lines = MEMINFO.read_text(encoding="ascii").splitlines()
+    return {key: int(value.split()[0]) for key, _, value in (line.partition(":") for line in lines)}

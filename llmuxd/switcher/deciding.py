@@ -121,6 +121,8 @@ class Decider:
             self._admission.refuse_all(model, error)
         for name in decision.call_back:
             self._transitions.call_back(models[name])
+        if decision.drain:
+            self._leaving.read_ahead()
         for name in decision.drain:
             model = models[name]
             self._transitions.begin(model, Stage.DRAINING, self._leaving.make_room(model))

@@ -3,14 +3,17 @@
 
 import asyncio
 import logging
+from pathlib import Path
 
-from .. import helper, memory
+from .. import helper, memory, readahead
 from ..config import Tier
 from ..costs import Cost
 from ..errors import LlmuxError, UnitRefused
 from ..events import Event, about
 from ..model.activation import Leave, forget_leave, order_leave
+from ..model.checkpoint import Checkpoint
 from ..policy import Stage
+from ..state import State
 from . import pauses
 from .costbook import CostBook
 from .fleet import Fleet
@@ -37,6 +40,20 @@ class Leaving:
         backend, model.backend = model.backend, None
         if backend is not None:
             self._tasks.spawn(backend.close())
+
+    def read_ahead(self) -> None:
+        """One leaves: have the image of the one that waits longest in memory when it is gone."""
+        waiting = [
+            model
+            for model in self._fleet.models.values()
+            if model.waiters
+            and self._fleet.state(model) is State.CHECKPOINTED
+            and model.transition is None
+        ]
+        if waiting:
+            model = min(waiting, key=lambda model: model.waiters[0].arrived)
+            assert model.checkpoint is not None
+            self._tasks.spawn(_read_ahead(model.checkpoint))
 
     async def make_room(self, model: Model) -> None:
         """Leave the GPU for another model, by the tier that was configured if it can be."""
@@ -103,3 +120,11 @@ class Leaving:
             model.idle.clear()
             await model.idle.wait()
             self._book.learn(model.name, Cost.DRAIN, (now() - begin) / requests)
+
+
+async def _read_ahead(image: Checkpoint) -> None:
+    try:
+        await asyncio.to_thread(readahead.read_ahead, Path(image.directory), image.size)
+    except OSError as error:
+        # The start that comes will say what is wrong with it.
+        log.info("%s: its image cannot be read ahead: %s", image.model, error.strerror)

@@ -14,6 +14,7 @@ def test_a_fifth_is_kept(
     (tmp_path / "meminfo").write_text(told)
     monkeypatch.setattr(memory, "MEMINFO", tmp_path / "meminfo")
     assert memory.short() is short
+    assert memory.available() == available << 10
 
 
 def test_the_kernel_tells_it() -> None:
