@@ -164,6 +164,7 @@ class Config:
     keys: str = ""
     response_headers: bool = True
     waiting_comments: bool = False
+    park_memory: int | None = None  # bytes; None: no limit but the host's
     text: str = field(default="", repr=False, compare=False)
 
     @cached_property
@@ -257,6 +258,8 @@ class _Reader(Nodes):
                     values[name] = self.text(node, name)
                 case "response_headers" | "waiting_comments":
                     values[name] = self.boolean(node, name)
+                case "park_memory":
+                    values[name] = None if node.tag == NULL else self.size(node, name)
                 case "upstream":
                     values[name] = Upstream(self.choice(node, name, list(Upstream)))
                 case _:

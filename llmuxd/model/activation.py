@@ -156,6 +156,13 @@ def is_parked(model: str) -> bool:
     return raw is not None and raw.get("whole") is True
 
 
+def parked_memory(model: str) -> int:
+    """What a parked model takes of the host's memory, in bytes; 0 of any other."""
+    raw = files.read_json(parked_path(model))
+    held = raw.get("held") if raw is not None and raw.get("whole") is True else None
+    return held if isinstance(held, int) else 0
+
+
 def parked_path(model: str) -> Path:
     """What parking.py has to undo."""
     return files.runtime_root() / f"{names.slug(model)}.parked.json"

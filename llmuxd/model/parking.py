@@ -5,6 +5,7 @@ It happens in the unit, by its ExecReload: `systemctl reload` of a parked model 
 no GPU is just frozen.
 """
 
+import contextlib
 import logging
 import os
 from dataclasses import asdict, dataclass, replace
@@ -35,12 +36,14 @@ class CannotWake(Exception):
 class Parked:
     """What has to be undone: the requests that wake its engine, and its canary before they did.
 
-    `whole`: it got to its end; one that did not may hold its GPU still.
+    `whole`: it got to its end; one that did not may hold its GPU still. `held` is what it takes of
+    the host's memory, in bytes.
     """
 
     back: tuple[str, ...] = ()
     canary: str = ""
     whole: bool = False
+    held: int = 0
 
     @classmethod
     def load(cls, model: str) -> "Parked | None":
@@ -52,6 +55,7 @@ class Parked:
             back=files.texts(raw.get("back")),
             canary=str(raw.get("canary", "")),
             whole=raw.get("whole") is True,
+            held=int(str(raw.get("held", 0))),
         )
 
     def save(self, model: str) -> None:
@@ -82,7 +86,7 @@ def park(activation: Activation, watch: Stopwatch) -> None:
     except freezer.NotFrozen as error:
         _put_back(activation)
         raise CannotPark(f"its container cannot be frozen: {error}") from None
-    replace(parked, whole=True).save(activation.model)
+    replace(parked, whole=True, held=_held(Path(activation.payload))).save(activation.model)
     log.info("parked", extra=about(Event.MODEL_PARKED, phase="park"))
 
 
@@ -162,6 +166,15 @@ def _take_up(activation: Activation, nap: vllm.Nap) -> None:
         log.error("the engine does not wake up again: %s", error)
     else:
         Parked.forget(activation.model)
+
+
+def _held(payload: Path) -> int:
+    """The resident memory of all its processes; what two of them share counts twice."""
+    pages = 0
+    for pid in cgroup.processes(payload):
+        with contextlib.suppress(OSError):
+            pages += int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def _processes() -> list[int]:

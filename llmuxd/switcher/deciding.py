@@ -174,7 +174,10 @@ class Decider:
             self._transitions.begin(model, Stage.COMING, self._coming.connect(model))
 
     def _spill(self) -> None:
-        """Where memory is short, the parked model that was used least lately goes to disk."""
+        """Where memory is short, the parked model that was used least lately goes to disk.
+
+        It is in nobody's way there: what takes its GPU has it, or is taking it, already.
+        """
         models = self._fleet.models
         parked = [
             models[name]
@@ -183,7 +186,7 @@ class Decider:
         ]
         # One at a time: what the one before gave back is not known until it is gone.
         leaving = any(model.moving is Stage.LEAVING for model in models.values())
-        if parked and not leaving and memory.short():
+        if parked and not leaving and self._is_memory_short():
             model = min(parked, key=lambda model: model.idle_since)
             log.info(
                 "%s: memory is short, from parked to disk", model.name,
@@ -191,6 +194,11 @@ class Decider:
             )  # fmt: skip
             work = self._leaving.end(model, Leave.CHECKPOINT)
             self._transitions.begin(model, Stage.LEAVING, work)
+
+    def _is_memory_short(self) -> bool:
+        limit = self._fleet.config.park_memory
+        held = sum(self._fleet.models[name].parked_memory for name in self._parked)
+        return memory.short() or (limit is not None and held > limit)
 
     def _cut_forced(self, time: float) -> float:
         """Cut what keeps an operator waiting for too long; when there is more of it to do."""

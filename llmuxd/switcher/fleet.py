@@ -7,7 +7,7 @@ from collections.abc import Callable
 from ..backend import Backend
 from ..config import Config
 from ..errors import NoSuchModel
-from ..model.activation import Activation, is_parked
+from ..model.activation import Activation, is_parked, parked_memory
 from ..model.checkpoint import Checkpoint
 from ..policy import Stage
 from ..state import State, UnitStatus, derive
@@ -82,9 +82,11 @@ class Fleet:
         activation = await asyncio.to_thread(Activation.load, model.name)
         checkpoint = await asyncio.to_thread(_load_checkpoint, model.name)
         parked = await asyncio.to_thread(is_parked, model.name)
+        held = await asyncio.to_thread(parked_memory, model.name)
         model.checkpoint = checkpoint
         unit = self.units.status(model.name)
         model.parked = unit.up and parked
+        model.parked_memory = held if model.parked else 0
         if unit.up and activation is not None:
             if model.parked:
                 await self.close_backend(model)

@@ -55,6 +55,7 @@ class Model:
     checkpoint: Checkpoint | None = None
     activation: Activation | None = None
     parked: bool = False
+    parked_memory: int = 0  # bytes
     failures: int = 0  # starts, since the last one that did not fail
     failed_starts: int = 0  # of all times
     failed_at: float = 0.0

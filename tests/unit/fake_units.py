@@ -19,6 +19,7 @@ from llmuxd.units import Units
 
 UP = UnitStatus("active", "running", text="serving")
 DOWN = UnitStatus()
+PARKED_MEMORY = 1000
 FAILED = UnitStatus("failed", "failed", result="exit-code", text="it ran out of memory")
 
 
@@ -144,7 +145,7 @@ class FakeUnits(Units):
         if not await self._verb("reload", name):
             return "failed"
         if take_park_order(name):
-            Parked(whole=True).save(name)
+            Parked(whole=True, held=PARKED_MEMORY).save(name)
         else:
             Parked.forget(name)
         return "done"

@@ -22,7 +22,7 @@ from llmuxd.state import State, UnitStatus
 from llmuxd.switcher import Switcher, pauses
 from llmuxd.units import Units
 
-from .fake_units import DOWN, UP, FakeUnits, a_checkpoint, a_model, an_activation
+from .fake_units import DOWN, PARKED_MEMORY, UP, FakeUnits, a_checkpoint, a_model, an_activation
 from .stage import Stage, on_stage
 
 A, B, C = a_model("a", aliases=("first",)), a_model("b"), a_model("c")
@@ -580,6 +580,23 @@ async def test_short_memory_sends_the_least_lately_used_to_disk(
         gate.open()
         await stage.until_idle()
         assert stage.units.log[-1] == "stop c"
+
+
+async def test_parked_models_hold_no_more_memory_than_they_may() -> None:
+    also = replace(a_model("c"), tier=Tier.PARK, devices=())
+    async with on_stage(PARKING, B, also) as stage:
+        limited = replace(stage.config, park_memory=PARKED_MEMORY)
+        stage.switcher.reload(limited)
+        await stage.ask("a")
+        await stage.ask("c")
+        assert stage.switcher.state("a") is State.PARKED
+        gate = stage.units.hold("stop", "a")
+        # The second one that parks is one too many; who waits does not wait for that.
+        await stage.ask("b")
+        await gate.reached.wait()
+        assert stage.switcher.state("c") is State.PARKED
+        gate.open()
+        await stage.until_state("a", State.CHECKPOINTED)
 
 
 # What operators do to units
