@@ -131,6 +131,11 @@ def take_park_order(model: str) -> bool:
     return ordered
 
 
+# The unit's status text from when its GPUs are free until it is down: what is left to do is files
+# and mounts, and nobody has to wait for it. llmuxd reads it.
+RELEASED = "off its GPUs, tidying up"
+
+
 def socket_path(model: str) -> Path:
     """Where the helper that stays in the unit listens (resident.py)."""
     return files.runtime_root() / f"{names.slug(model)}.sock"

@@ -9,6 +9,7 @@ import contextlib
 import logging
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
@@ -16,7 +17,7 @@ from pathlib import Path
 from ..config import Sleep
 from ..events import Event, about
 from . import cgroup, engine, identity, vllm
-from .activation import Activation
+from .activation import RELEASED, Activation
 from .checkpoint import Checkpoint, disk_usage, manifest, now
 from .container import Container, Facts, empty_directory
 from .moves import Stopwatch
@@ -61,8 +62,17 @@ def is_whole(facts: Facts, activation: Activation) -> bool:
     return why_not is None
 
 
-def write(container: Container, facts: Facts, activation: Activation, watch: Stopwatch) -> Written:
-    """Dump the container, which has ended then. What fails is told here and raised no further."""
+def write(
+    container: Container,
+    facts: Facts,
+    activation: Activation,
+    watch: Stopwatch,
+    tell: Callable[[str], None],
+) -> Written:
+    """Dump the container, which has ended then. What fails is told here and raised no further.
+
+    `tell` hears RELEASED once the container is gone and only the disk is still at work.
+    """
     before = Checkpoint.load(activation.model)
     record = Checkpoint(
         model=activation.model,
@@ -86,6 +96,7 @@ def write(container: Container, facts: Facts, activation: Activation, watch: Sto
             back = _let_go(activation, before)
         with watch.part("dump"):
             container.checkpoint()
+        tell(RELEASED)
         with watch.part("sync"):
             _sync(facts.checkpoint_directory)
         size, seconds = disk_usage(facts.checkpoint_directory), watch.move().seconds

@@ -7,13 +7,15 @@ nothing that holds the GPU, a port or half a container is left, whoever died and
 
 import logging
 import os
+from pathlib import Path
 
 import sdnotify
 
 from ..config import ModelConfig, Snapshot
 from ..events import Event, about
-from . import cgroup, engine, imaging, parking, resident, vllm
+from . import cgroup, engine, freezer, imaging, parking, resident, vllm
 from .activation import (
+    RELEASED,
     Activation,
     Leave,
     Way,
@@ -117,12 +119,15 @@ class Lifecycle:
             self.tell("ending the server; its checkpoint is kept")
             watch.way = "kill"
             with watch.part("kill"):
+                if activation.payload and freezer.kill(Path(activation.payload)):
+                    self.tell(RELEASED)
+            with watch.part("tidy"):
                 self._container.kill()
             return True
         self.tell("writing the checkpoint")
         if not self._awake(activation, watch):
             return False
-        written = imaging.write(self._container, facts, activation, watch)
+        written = imaging.write(self._container, facts, activation, watch, self.tell)
         if written is Written.OLD:
             log.warning("ending the server; the checkpoint before this one is kept")
             watch.way = "kill"

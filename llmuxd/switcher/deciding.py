@@ -47,8 +47,8 @@ class Decider:
         self._book = book
         self._gauge = gauge
         self._board = Board()
-        # Each model's stage, and whether its unit is down.
-        self._seen: dict[str, tuple[Stage, bool]] = {}
+        # Each model's stage, whether its unit is down, and whether it holds GPUs.
+        self._seen: dict[str, tuple[Stage, bool, bool]] = {}
         # One left, or died, after the last measurement was begun.
         self._outdated = True
         self._measured_at = -inf
@@ -151,10 +151,13 @@ class Decider:
         if model is not None:
             shown = view(self._fleet, self._book, model)
             self._board.put(shown)
-            seen = self._seen[name] = shown.stage, self._fleet.units.status(name).down
+            down = self._fleet.units.status(name).down
+            seen = self._seen[name] = shown.stage, down, bool(shown.gpus)
         elif before is not None:
             self._board.remove(name)
-        if before != seen and (seen is None or seen[0] is Stage.OUT):
+        left = seen is None or seen[0] is Stage.OUT
+        released = before is not None and seen is not None and before[2] and not seen[2]
+        if before != seen and (left or released):
             self._outdated = True
         if model is not None and self._fleet.state(model) is State.PARKED:
             self._parked.add(name)

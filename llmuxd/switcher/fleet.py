@@ -7,7 +7,7 @@ from collections.abc import Callable
 from ..backend import Backend
 from ..config import Config
 from ..errors import NoSuchModel
-from ..model.activation import Activation, is_parked, parked_memory
+from ..model.activation import RELEASED, Activation, is_parked, parked_memory
 from ..model.checkpoint import Checkpoint
 from ..policy import Stage
 from ..state import State, UnitStatus, derive
@@ -128,6 +128,9 @@ class Fleet:
         model = self.models.get(name)
         if model is None:
             return
+        if model.moving is Stage.LEAVING and status.text == RELEASED:
+            # The next one need not wait until the rest of it is cleared away.
+            model.held_gpus = ()
         if status.down and model.transition is None:
             # Gone without us: by hand, or its server died.
             model.deaths += status.active == "failed" and model.activation is not None

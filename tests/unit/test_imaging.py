@@ -9,7 +9,7 @@ import pytest
 
 from llmuxd.config import ModelConfig
 from llmuxd.model import cgroup, identity, imaging
-from llmuxd.model.activation import Activation
+from llmuxd.model.activation import RELEASED, Activation
 from llmuxd.model.checkpoint import Checkpoint
 from llmuxd.model.container import Container, Facts
 from llmuxd.model.imaging import Written
@@ -26,6 +26,7 @@ class FakeContainer(Container):
         super().__init__(ModelConfig("a", "i"))
         self.facts = Facts("c1", "i1", True, 1, 2, userdata)
         self.text = "first"
+        self.told: list[str] = []
         self.fail: Callable[[], None] = lambda: None
 
     def checkpoint(self) -> None:
@@ -52,7 +53,10 @@ RUN = an_activation("a", 21000)
 
 def dump(container: FakeContainer, text: str, run: Activation = RUN) -> Written:
     container.text = text
-    return imaging.write(container, container.facts, run, Stopwatch("checkpoint"))
+    container.told = []
+    return imaging.write(
+        container, container.facts, run, Stopwatch("checkpoint"), container.told.append
+    )
 
 
 def texts(container: FakeContainer) -> dict[str, str]:
@@ -76,6 +80,7 @@ def crash() -> None:
 def test_a_new_image_takes_the_place_of_the_one_before(container: FakeContainer) -> None:
     assert dump(container, "first") is Written.NEW
     assert dump(container, "second") is Written.NEW
+    assert container.told == [RELEASED]
     assert texts(container) == image("second")
     assert imaging.is_whole(container.facts, RUN)
 
@@ -84,6 +89,7 @@ def test_a_dump_that_fails_leaves_the_one_before(container: FakeContainer) -> No
     dump(container, "first")
     container.fail = break_down
     assert dump(container, "second") is Written.OLD
+    assert container.told == []
     assert texts(container) == image("first")
     assert imaging.is_whole(container.facts, RUN)
 

@@ -15,7 +15,7 @@ from llmuxd.errors import (
     Stopping,
 )
 from llmuxd.jobs import Job
-from llmuxd.model.activation import Activation, has_parked, take_park_order
+from llmuxd.model.activation import RELEASED, Activation, has_parked, take_park_order
 from llmuxd.model.checkpoint import Checkpoint
 from llmuxd.model.parking import Parked
 from llmuxd.state import State, UnitStatus
@@ -580,6 +580,28 @@ async def test_short_memory_sends_the_least_lately_used_to_disk(
         gate.open()
         await stage.until_idle()
         assert stage.units.log[-1] == "stop c"
+
+
+async def test_the_next_one_comes_once_the_gpu_is_free() -> None:
+    """What is left of the old one's end is disk work."""
+    async with on_stage(A, B) as stage:
+        await stage.ask("a")
+        gate = stage.units.hold("stop", "a")
+        waiting = stage.client("b")
+        await gate.reached.wait()
+        stage.units.by_hand("a", replace(UP, active="deactivating", text="writing"))
+        await stage.settle()
+        assert "start b" not in stage.units.log
+        stage.units.by_hand("a", replace(UP, active="deactivating", text=RELEASED))
+        await waiting.admitted.wait()
+        assert stage.switcher.state("a") is State.DRAINING
+        await waiting.finish()
+        again = stage.client("a")
+        await stage.settle()
+        assert not again.admitted.is_set()
+        gate.open()
+        await again.admitted.wait()
+        assert stage.units.log == ["start a", "stop a", "start b", "stop b", "start a"]
 
 
 async def test_parked_models_hold_no_more_memory_than_they_may() -> None:
