@@ -21,6 +21,8 @@ log = logging.getLogger("llmux-model")
 
 # Who asks says a verb at once; whoever does not must not hold up the next one.
 HEAR_LIMIT = 1.0
+# A child is kept as a zombie for so long: journald looks up by its PID whose unit its lines are.
+LINGER = 1.0
 
 Act = Callable[[str], str]
 
@@ -42,25 +44,33 @@ def stay(model: str, conmon: int, act: Act) -> None:
         poll = select.poll()
         poll.register(listening, select.POLLIN)
         poll.register(pidfd, select.POLLIN)
-        while not any(ready == pidfd for ready, _ in poll.poll()):
-            with contextlib.suppress(OSError):
-                _answer(listening, act)
+        children: list[int] = []
+        while True:
+            ready = [descriptor for descriptor, _ in poll.poll(LINGER * 1000 if children else None)]
+            while children:
+                os.waitpid(children.pop(), 0)
+            if pidfd in ready:
+                break
+            if ready:
+                with contextlib.suppress(OSError):
+                    children += _answer(listening, act)
     path.unlink(missing_ok=True)
 
 
-def _answer(listening: socket.socket, act: Act) -> None:
-    """One question: a child does what it asks, and the next one waits for that."""
+def _answer(listening: socket.socket, act: Act) -> list[int]:
+    """One question: a child does what it asks, and has ended, but is a process still."""
     asking, _ = listening.accept()
     with asking:
         asking.settimeout(HEAR_LIMIT)
         verb = asking.recv(64).decode(errors="replace").strip()
         if not verb:
-            return
+            return []
         child = os.fork()
         if child == 0:
             listening.close()
             _act(asking, verb, act)
-        os.waitpid(child, 0)
+        os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+    return [child]
 
 
 def _act(asking: socket.socket, verb: str, act: Act) -> None:

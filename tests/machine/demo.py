@@ -146,7 +146,7 @@ class Tour:
             seconds, text = self._ask(new, f"switch from {old}", stream=new == first)
             self._switch[f"HTTP: {old} -> {new}"] = seconds
             self._same(new, text)
-            self._expect(self._state(old) == "checkpointed", f"{old} is not checkpointed")
+            self._wait_for_state(old, "checkpointed")
             self._expect(self._way(new) == "restore", f"{new} was not restored")
 
     def _by_busctl(self) -> None:

@@ -115,12 +115,12 @@ def test_models_share_a_gpu_as_far_as_there_is_room(driver: Nvml) -> None:
     assert float(metrics[f'llmux_model_gpu_bytes{{gpu="0",model="{QWEN}"}}']) == 40 << 30
     assert complete(GEMMA).text
     assert state(GEMMA) == "serving"
-    assert _states(OPT, QWEN) == ["checkpointed", "serving"]
+    eventually(lambda: _states(OPT, QWEN) == ["checkpointed", "serving"], "one has left")
     # Whoever makes room, all come back in turn, and never two that do not fit.
     for model in (OPT, QWEN, GEMMA):
         assert complete(model).text
         assert _states(OPT, QWEN, GEMMA).count("serving") <= 2
-        assert _states(QWEN, OPT) != ["serving", "serving"] or state(GEMMA) == "checkpointed"
+        assert _states(QWEN, OPT) != ["serving", "serving"] or state(GEMMA) != "serving"
     for model, text in texts.items():
         assert complete(model).text == text
 
@@ -131,7 +131,8 @@ def test_a_model_that_holds_more_than_it_says_is_weighed_as_it_is(driver: Nvml) 
     assert complete(OPT).text
     eventually(lambda: "46080 of" in _told(), "it is measured")
     assert complete(QWEN).text
-    assert (state(OPT), state(QWEN)) == ("checkpointed", "serving")
+    eventually(lambda: state(OPT) == "checkpointed", "it has left")
+    assert state(QWEN) == "serving"
 
 
 def test_a_meter_that_dies_is_started_again(driver: Nvml) -> None:
@@ -141,7 +142,7 @@ def test_a_meter_that_dies_is_started_again(driver: Nvml) -> None:
     before = sh("systemctl", "show", "-P", "MainPID", "llmux-gpus.service")
     sh("systemctl", "kill", "--signal=KILL", "llmux-gpus.service")
     assert complete(QWEN).text
-    assert state(OPT) == "checkpointed"
+    eventually(lambda: state(OPT) == "checkpointed", "it has left")
     eventually(lambda: "61440 of" in _told(), "it measures again")
     assert sh("systemctl", "show", "-P", "MainPID", "llmux-gpus.service") != before
     assert "cannot be measured" not in journal("llmuxd.service")

@@ -56,7 +56,7 @@ def test_a_model_that_cannot_leave_its_gpu_parked_is_checkpointed() -> None:
     _parking(devices=["/dev/null"])
     text = complete(OPT).text
     assert complete(QWEN).text
-    assert state(OPT) == "checkpointed"
+    eventually(lambda: state(OPT) == "checkpointed", "it has left")
     assert "libcuda.so.1" in journal(names.unit(OPT))
     assert complete(OPT).text == text
     assert counter(OPT) == 2
