@@ -20,14 +20,15 @@ DEFAULT_QUEUE_LIMIT = 10_000
 # Far more than anybody tells apart.
 MAX_PRIORITY = 1000
 MAX_SIZE = 4 << 20
+CANARY_PROMPT = "The quick brown fox jumps over the lazy"
 MAX_DEPTH = 20
 # The keys by which a container is not made, and a checkpoint stays good if they change.
 NOT_OF_CONTAINER = frozenset(
     {
-        "aliases", "canary", "checkpoint", "drain_timeout", "engine", "health", "image_sleep",
-        "max_wait", "min_active", "park_sleep", "pin", "preload", "priority", "queue_limit",
-        "request_timeout", "restore_timeout", "served_name", "snapshot", "start_timeout", "tier",
-        "ttl", "vram",
+        "aliases", "canary", "canary_prompt", "checkpoint", "drain_timeout", "engine", "health",
+        "image_sleep", "max_wait", "min_active", "park_sleep", "pin", "preload", "priority",
+        "queue_limit", "request_timeout", "restore_timeout", "served_name", "snapshot",
+        "start_timeout", "tier", "ttl", "vram",
     }
 )  # fmt: skip
 # The number of the way in which container.py turns a definition into podman's flags: 1 had none of
@@ -99,6 +100,7 @@ class ModelConfig:
     checkpoint: bool = True
     snapshot: Snapshot = Snapshot.PRISTINE
     canary: bool = True
+    canary_prompt: str = CANARY_PROMPT
     tier: Tier = Tier.CHECKPOINT
     image_sleep: Sleep = Sleep.AUTO
     park_sleep: Sleep = Sleep.AUTO

@@ -11,6 +11,7 @@ import sdnotify
 from .. import accepted, config, journal, names, stored
 from ..errors import LlmuxError, NoSuchModel
 from ..events import Event, about
+from . import sweeping
 from .lifecycle import DiedAlone, Lifecycle
 from .parking import CannotPark, CannotWake
 from .process import CommandFailed
@@ -43,7 +44,7 @@ def main() -> int:
         sdnotify.SystemdNotifier().notify(f"STATUS=failed: {error}")
         log.error("%s", error)
         return 2
-    return _run(arguments.verb, Lifecycle(model))
+    return _run(arguments.verb, Lifecycle(model), arguments.config)
 
 
 def _model(name: str, path: Path | None, verb: str) -> config.ModelConfig:
@@ -51,17 +52,31 @@ def _model(name: str, path: Path | None, verb: str) -> config.ModelConfig:
     if verb != "start":
         return config.ModelConfig(name=name, image="")
     stored.form()
-    found = config.load(path) if path else accepted.load()
+    found = _load(path)
     if name not in found.models:
         raise NoSuchModel(f"{found.path} has no model {name!r}")
     return found.models[name]
 
 
-def _run(verb: str, lifecycle: Lifecycle) -> int:
+def _load(path: Path | None) -> config.Config:
+    return config.load(path) if path else accepted.load()
+
+
+def _start(lifecycle: Lifecycle, path: Path | None) -> None:
+    running = lifecycle.start()
+    # Nobody waits any more, but for the next park.
+    try:
+        sweeping.sweep(_load(path).models)
+    except LlmuxError as error:
+        log.info("no image was looked for that is of no use: %s", error)
+    lifecycle.stay(running)
+
+
+def _run(verb: str, lifecycle: Lifecycle, path: Path | None) -> int:
     try:
         match verb:
             case "start":
-                lifecycle.stay(lifecycle.start())
+                _start(lifecycle, path)
             case "stop":
                 lifecycle.stop()
             case "reload":

@@ -13,7 +13,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from .. import files, names
-from ..config import Sleep, Snapshot
+from ..config import CANARY_PROMPT, Sleep, Snapshot
 
 
 class Way(StrEnum):
@@ -49,6 +49,7 @@ class Activation:
     why_cold: str = ""
     snapshot: Snapshot = Snapshot.LIVE
     canary: bool = False
+    canary_prompt: str = CANARY_PROMPT
     devices: tuple[str, ...] = ()
     image_sleep: Sleep = Sleep.OFF
     park_sleep: Sleep = Sleep.OFF
@@ -76,6 +77,7 @@ class Activation:
                 why_cold=str(raw.get("why_cold", "")),
                 snapshot=Snapshot(str(raw.get("snapshot", Snapshot.LIVE))),
                 canary=bool(raw.get("canary")),
+                canary_prompt=str(raw.get("canary_prompt", CANARY_PROMPT)),
                 devices=files.texts(raw.get("devices")),
                 image_sleep=Sleep(str(raw.get("image_sleep", Sleep.OFF))),
                 park_sleep=Sleep(str(raw.get("park_sleep", Sleep.OFF))),
@@ -141,12 +143,22 @@ def socket_path(model: str) -> Path:
     return files.runtime_root() / f"{names.slug(model)}.sock"
 
 
+class Busy(Exception):
+    """Somebody else moves the model just now."""
+
+
 @contextlib.contextmanager
-def one_at_a_time(model: str) -> Iterator[None]:
-    """Hold off what else moves the model: a stop by hand in the middle of a park."""
+def one_at_a_time(model: str, *, wait: bool = True) -> Iterator[None]:
+    """Hold off what else moves the model: a stop by hand in the middle of a park.
+
+    Without `wait`, Busy where it is moved already.
+    """
     path = files.runtime_root() / f"{names.slug(model)}.lock"
     with path.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Busy(f"{model} is on its way") from None
         yield
 
 

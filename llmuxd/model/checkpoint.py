@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from .. import files, names
+from ..config import CANARY_PROMPT
 from .identity import Identity
 
 # Larger files of an image are known by their size alone.
@@ -22,7 +23,7 @@ class Checkpoint:
     """One image. `taken_at` is Unix time, `seconds` the dump's length, `size` in bytes on disk.
 
     `manifest` has the size of each file, and a hash of the small ones; a page file is too large to
-    read twice. `canary` is what the server answered to engine.py's canary when the image was taken;
+    read twice. `canary` is what the server answered to `canary_prompt` when the image was taken;
     empty where it was not asked. `back` are the requests that wake an engine which sleeps in the
     image (vllm.py); `slept_badly`: it did not fall asleep, or did not wake up. `invalid`
     says why it must not be restored; empty for a good one.
@@ -38,6 +39,7 @@ class Checkpoint:
     directory: str
     manifest: dict[str, str] = field(default_factory=dict)
     canary: str = ""
+    canary_prompt: str = CANARY_PROMPT
     back: tuple[str, ...] = ()
     slept_badly: bool = False
     invalid: str = ""
@@ -101,6 +103,7 @@ class Checkpoint:
                 directory=str(raw["directory"]),
                 manifest=_texts(raw["manifest"]),
                 canary=str(raw.get("canary", "")),
+                canary_prompt=str(raw.get("canary_prompt", CANARY_PROMPT)),
                 back=files.texts(raw.get("back")),
                 slept_badly=bool(raw.get("slept_badly")),
                 invalid=str(raw.get("invalid", "")),

@@ -8,6 +8,7 @@ import select
 import time
 
 from ..config import Engine, ModelConfig
+from .activation import Activation
 from .server import WrongAnswer, ask
 
 # No engine tells that it became healthy, so it is asked; the pause grows with the wait, so that a
@@ -19,7 +20,6 @@ PROBE_TIMEOUT = 5.0
 
 # One token of a fixed prompt, the likeliest: the same before and after for as long as the weights
 # and the engine are sound. An answer takes milliseconds; a GPU's first after a restore, a second.
-CANARY_PROMPT = "The quick brown fox jumps over the lazy"
 _CANARY_ENGINES = (Engine.VLLM, Engine.LLAMA_SERVER)
 
 
@@ -73,18 +73,23 @@ def has_canary(model: ModelConfig) -> bool:
     return model.canary and model.engine in _CANARY_ENGINES
 
 
-def canary(port: int) -> str:
-    """The server's answer to the fixed request; empty where it has no such API.
+def canary_of(run: Activation) -> str:
+    """What the server of this run answers now."""
+    return canary(run.port, run.canary_prompt)
 
-    A server of embeddings, say, refuses completions by a status from 400 on; WrongAnswer where
-    it fails (500 on), or does not answer at all.
+
+def canary(port: int, prompt: str) -> str:
+    """The first token that the server answers to `prompt`, the likeliest.
+
+    Empty where it has no such API. A server of embeddings, say, refuses completions by
+    a status from 400 on; WrongAnswer where it fails (500 on), or does not answer at all.
     """
     status, models = ask(port, "GET", "/v1/models")
     served = models.get("data") if status == http.HTTPStatus.OK else None
     if not served:
         return ""
     body = {
-        "model": served[0]["id"], "prompt": CANARY_PROMPT, "max_tokens": 1, "temperature": 0,
+        "model": served[0]["id"], "prompt": prompt, "max_tokens": 1, "temperature": 0,
     }  # fmt: skip
     status, answer = ask(port, "POST", "/v1/completions", body)
     if status >= http.HTTPStatus.INTERNAL_SERVER_ERROR:

@@ -90,7 +90,11 @@ def write(
         record.invalidate("the checkpoint was not finished")
     try:
         with watch.part("canary"):
-            answer = engine.canary(activation.port) if activation.canary else ""
+            answer = (
+                engine.canary(activation.port, activation.canary_prompt)
+                if activation.canary
+                else ""
+            )
         _check_room(facts.checkpoint_directory, before)
         with watch.part("sleep"):
             back = _let_go(activation, before)
@@ -106,6 +110,7 @@ def write(
             size=size,
             manifest=manifest(facts.checkpoint_directory),
             canary=answer,
+            canary_prompt=activation.canary_prompt,
             back=back,
         ).save()
         log.info("checkpoint written in %.2f s, %.1f MB", seconds, size / 1e6,

@@ -62,7 +62,8 @@ class Lifecycle:
         limit = self._model.start_timeout + 2 * self._model.restore_timeout + PODMAN_MARGIN
         self._notify(f"EXTEND_TIMEOUT_USEC={int(limit * 1e6)}")
         stopping_mark(self._model.name).unlink(missing_ok=True)
-        running = Start(self._model, self._container, self.tell, watch).run()
+        with one_at_a_time(self._model.name):
+            running = Start(self._model, self._container, self.tell, watch).run()
         move = watch.move()
         self._activation(running, move.seconds).save()
         move.save(self._model.name, Direction.IN)
@@ -83,6 +84,7 @@ class Lifecycle:
             why_cold=running.why_cold,
             snapshot=self._model.snapshot,
             canary=engine.has_canary(self._model),
+            canary_prompt=self._model.canary_prompt,
             devices=self._model.device_names,
             image_sleep=vllm.for_image(self._model),
             park_sleep=vllm.for_park(self._model),

@@ -113,7 +113,11 @@ def _leave_gpu(activation: Activation, watch: Stopwatch) -> Parked:
     """Let the engine let go of what it can, then take every process of this unit off its GPUs."""
     try:
         with watch.part("canary"):
-            canary = engine.canary(activation.port) if activation.canary else ""
+            canary = (
+                engine.canary(activation.port, activation.canary_prompt)
+                if activation.canary
+                else ""
+            )
         nap = vllm.nap(activation.port, activation.park_sleep)
     except WrongAnswer as error:
         raise CannotPark(str(error)) from None
@@ -144,7 +148,7 @@ def _return_to_gpu(activation: Activation, parked: Parked, watch: Stopwatch) -> 
         with watch.part("wake"):
             vllm.take_up(activation.port, parked.back)
         with watch.part("canary"):
-            answer = engine.canary(activation.port) if parked.canary else ""
+            answer = engine.canary_of(activation) if parked.canary else ""
     except (gpu.NoDriver, gpu.NotDone, WrongAnswer) as error:
         raise CannotWake(f"it does not come back: {error}") from None
     if answer != parked.canary:

@@ -130,7 +130,7 @@ class Start:
         """Ask what was asked when the image was taken; WrongAnswer where it says something else."""
         if not record.canary or not engine.has_canary(self._model):
             return
-        answer = engine.canary(record.port)
+        answer = engine.canary(record.port, record.canary_prompt)
         if answer != record.canary:
             raise WrongAnswer(
                 f"its canary says {answer or 'nothing'}, before the checkpoint {record.canary}"

@@ -83,7 +83,8 @@ def test_every_setting_can_be_written() -> None:
         "image: j, engine: llama-server, args: [x], env: {A: '1'}, volumes: [/a:/b],"
         "gpus: [2, 0], devices: [/dev/kfd], podman_args: [--init], aliases: [z], port: 1,"
         "health: /live, shm_size: 1g, start_timeout: 1.5, checkpoint: false,"
-        "snapshot: live, canary: false, tier: park, image_sleep: kv, park_sleep: 2,"
+        "snapshot: live, canary: false, canary_prompt: Once, tier: park,"
+        "image_sleep: kv, park_sleep: 2,"
         "vram: 1.5GiB, pin: true, preload: true,"
         "priority: -2, max_wait: 3, min_active: 4, ttl: 5, queue_limit: 6, request_timeout: 7,"
         "drain_timeout: 8, served_name: w, privileged: true, read_only: true"
@@ -91,7 +92,8 @@ def test_every_setting_can_be_written() -> None:
     assert model == ModelConfig(
         "a", "j", Engine.LLAMA_SERVER, ("x",), (("A", "1"),), ("/a:/b",), (2, 0), ("/dev/kfd",),
         ("--init",), ("z",), 1, "/live", "1g", 1.5, checkpoint=False, snapshot=Snapshot.LIVE,
-        canary=False, tier=Tier.PARK, image_sleep=Sleep.KV, park_sleep=Sleep.LEVEL_2,
+        canary=False, canary_prompt="Once", tier=Tier.PARK,
+        image_sleep=Sleep.KV, park_sleep=Sleep.LEVEL_2,
         vram=3 << 29, pin=True, preload=True, priority=-2,
         max_wait=3.0, min_active=4.0, ttl=5.0, queue_limit=6, request_timeout=7.0,
         drain_timeout=8.0, served_name="w",
@@ -297,6 +299,7 @@ CHANGES: dict[str, object] = {
 KEPT: dict[str, object] = {
     "aliases": ("x",), "start_timeout": 1.0, "checkpoint": False, "health": "/live",
     "restore_timeout": 2.0, "engine": Engine.GENERIC, "snapshot": Snapshot.LIVE, "canary": False,
+    "canary_prompt": "x",
     "tier": Tier.PARK, "vram": 1, "pin": True, "preload": True, "priority": 1, "max_wait": 1.0,
     "min_active": 1.0, "ttl": 1.0, "queue_limit": 1, "request_timeout": 1.0, "drain_timeout": 1.0,
     "image_sleep": Sleep.LEVEL_1, "park_sleep": Sleep.OFF,

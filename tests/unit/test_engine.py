@@ -27,7 +27,7 @@ async def canary(status: int, body: object, models: object = MODELS) -> tuple[st
 
     async with an_engine() as server:
         server.answer = answer
-        said = await asyncio.to_thread(engine.canary, server.port)
+        said = await asyncio.to_thread(engine.canary, server.port, "Once")
         return said, [seen.body.decode() for seen in server.seen if seen.body]
 
 
@@ -36,7 +36,7 @@ async def test_the_canary_is_one_token_at_temperature_0() -> None:
     assert json.loads(said) == {"text": " dog"}
     [body] = asked
     told = json.loads(body)
-    assert told["model"] == "facebook/opt-125m"
+    assert (told["model"], told["prompt"]) == ("facebook/opt-125m", "Once")
     assert (told["max_tokens"], told["temperature"]) == (1, 0)
 
 
@@ -60,7 +60,7 @@ async def test_a_server_that_is_gone_gives_a_wrong_answer() -> None:
     async with an_engine() as server:
         await server.die()
         with pytest.raises(WrongAnswer, match="does not answer"):
-            await asyncio.to_thread(engine.canary, server.port)
+            await asyncio.to_thread(engine.canary, server.port, "Once")
 
 
 @pytest.mark.parametrize(

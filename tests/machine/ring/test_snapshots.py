@@ -22,6 +22,7 @@ from .guest import (
     record,
     sh,
     state,
+    two_fakes,
 )
 
 
@@ -130,3 +131,17 @@ def test_without_room_for_an_image_nothing_is_written() -> None:
     _, said = fails("llmuxctl", "checkpoint", OPT)
     assert "has room for" in said
     assert complete(OPT).text
+
+
+def test_the_image_of_a_model_that_left_the_configuration_goes() -> None:
+    two_fakes()
+    assert complete(OPT).text
+    sh("llmuxctl", "checkpoint", OPT)
+    directory = image(OPT)
+    configure({QWEN: {"args": ["--model", QWEN]}})
+    assert directory.exists()
+    assert complete(QWEN).text
+    eventually(lambda: not directory.exists(), "another model's start removes it")
+    eventually(lambda: not list(CHECKPOINTS.glob("facebook*")), "and its record")
+    assert sh("podman", "ps", "--all", "--quiet", "--filter", f"name={names.container(OPT)}") == ""
+    assert complete(QWEN).text

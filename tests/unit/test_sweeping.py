@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: MIT
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from llmuxd import files
+from llmuxd.config import ModelConfig
+from llmuxd.model import cgroup, sweeping
+from llmuxd.model.activation import one_at_a_time
+from llmuxd.model.checkpoint import Checkpoint
+from llmuxd.model.container import Container
+
+from .fake_units import a_checkpoint, a_model, an_activation
+
+A, B = a_model("a"), a_model("b")
+
+
+@pytest.fixture
+def removed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The containers that were removed; of no model the unit runs."""
+    files.runtime_root().mkdir(parents=True, exist_ok=True)
+    names: list[str] = []
+    monkeypatch.setattr(Container, "remove", lambda container: names.append(container.name))
+    monkeypatch.setattr(cgroup, "of_unit", lambda unit: None)
+    return names
+
+
+def has(name: str) -> bool:
+    record = Checkpoint.load(name)
+    return record is not None and not record.invalid
+
+
+def test_what_left_the_configuration_or_was_redefined_goes(removed: list[str]) -> None:
+    for model in (A, B, a_model("gone")):
+        a_checkpoint(model).save()
+    sweeping.sweep({"a": A, "b": replace(B, args=("--other",))})
+    assert [name[:7] for name in removed] == ["llmux-b", "llmux-g"]
+    assert has("a") and not has("b") and Checkpoint.load("gone") is None
+    record = Checkpoint.load("b")
+    assert record is not None and "definition" in record.invalid
+    sweeping.sweep({"a": A, "b": B})
+    assert len(removed) == 2
+
+
+def test_one_that_runs_keeps_it(removed: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    a_checkpoint(A).save()
+    with monkeypatch.context() as patched:
+        patched.setattr(cgroup, "of_unit", lambda unit: Path("/sys/fs/cgroup/x"))
+        sweeping.sweep({})
+    an_activation("a", 21000).save()
+    sweeping.sweep({})
+    assert has("a") and removed == []
+
+
+def test_one_that_is_on_its_way_keeps_it(removed: list[str]) -> None:
+    a_checkpoint(A).save()
+    with one_at_a_time("a"):
+        sweeping.sweep({})
+    assert has("a") and removed == []
+    sweeping.sweep({"b": ModelConfig("b", "i")})
+    assert len(removed) == 1
