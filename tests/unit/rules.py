@@ -72,6 +72,7 @@ class Rules:
         self._gone: dict[str, float] = {}
         self._failed: dict[str, tuple[int, float]] = {}
         self._changed_at = 0.0
+        self._leaving: dict[str, object] = {}
         self._up_since: dict[str, float] = {}
         self.take_over(self.switcher)
 
@@ -213,6 +214,9 @@ class Rules:
             since = self._up_since.get(model.name, 0.0)
             if request.waits and request.arrived < since and not model.commanded:
                 self.breaks(2, f"{model.name} leaves before it served who woke it")
+        if self._leaving.get(model.name) is model.transition:
+            return  # by the second way out, as the first failed; it was wanted away then
+        self._leaving[model.name] = model.transition
         if model.commanded or self._may_expire(model) or model.draining_since <= self._changed_at:
             return
         # One that was started by hand while this one drained has taken the place already.

@@ -97,6 +97,9 @@ class WatchedUnits(FakeUnits):
         result = await super().reload(name)
         if self.status(name).up:
             self._set(name, before)
+        else:
+            # It died meanwhile, and its clean-up comes last.
+            Parked.forget(name)
         return result
 
     async def _to_its_end(self, name: str, work: Coroutine[Any, Any, Any]) -> Any:

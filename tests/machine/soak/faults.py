@@ -67,19 +67,25 @@ class Faults:
         if when:
             await self._unit_that_is(when)
         pid = int(await _show("llmuxd.service", "MainPID"))
+        if not pid:
+            raise NeverCame("llmuxd was starting")
         # Its connections die with it.
         self._load.excuse(None)
         _kill(pid)
 
     async def _kill_engine(self) -> None:
         name, run = await self._serving()
+        pid = _first_process(Path(run["payload"]))
         self._load.excuse({name})
-        _kill(_first_process(Path(run["payload"])))
+        _kill(pid)
 
     async def _kill_conmon(self) -> None:
         name, _ = await self._serving()
+        pid = int(await _show(names.unit(name), "MainPID"))
+        if not pid:
+            raise NeverCame(f"{name} had left already")
         self._load.excuse({name})
-        _kill(int(await _show(names.unit(name), "MainPID")))
+        _kill(pid)
 
     async def _kill_helper(self, when: str) -> None:
         unit = await self._unit_that_is(when)
@@ -117,16 +123,18 @@ class Faults:
 
     async def _stop_pid1(self) -> None:
         name, _ = await self._serving()
-        async with asyncio.TaskGroup() as group:
-            begun: asyncio.Event = asyncio.Event()
-            gap = group.create_task(gaps(name, begun))
-            await begun.wait()
-            await host.ask(host.FREEZE)
-            try:
-                await asyncio.sleep(10)
-            finally:
-                await host.ask(host.GO_ON)
-        self.gaps.append(gap.result())
+        begun = asyncio.Event()
+        watching = asyncio.create_task(gaps(name, begun))
+        await begun.wait()
+        await host.ask(host.FREEZE)
+        try:
+            await asyncio.sleep(10)
+        finally:
+            await host.ask(host.GO_ON)
+        try:
+            self.gaps.append(await watching)
+        except OSError as error:
+            raise NeverCame(f"the stream did not run: {error}") from None
 
     async def _leave(self) -> None:
         self._load.hurried = True
@@ -204,7 +212,10 @@ async def _show(unit: str, key: str) -> str:
 
 
 def _first_process(group: Path) -> int:
-    return int((group / "cgroup.procs").read_text(encoding="ascii").split()[0])
+    try:
+        return int((group / "cgroup.procs").read_text(encoding="ascii").split()[0])
+    except (OSError, IndexError):
+        raise NeverCame("the model had left already") from None
 
 
 def _kill(pid: int) -> None:
