@@ -12,6 +12,8 @@ import socket
 from .. import files
 
 FIRST = 21000
+# Loopback answers in microseconds; in seconds.
+REFUSED_WITHIN = 0.5
 COUNT = 8000  # up to 28999; net.ipv4.ip_local_port_range begins at 32768
 
 
@@ -31,14 +33,29 @@ def choose(model: str) -> int:
 
 
 def free(port: int) -> bool:
-    """Whether 127.0.0.1:`port` can be listened on now."""
+    """Whether 127.0.0.1:`port` can be listened on now, and leads nowhere else."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
         except OSError:
             return False
+    return _refuses(port)
+
+
+def _refuses(port: int) -> bool:
+    """Whether nobody is behind a port that nobody listens on.
+
+    A podman that was killed while it took a container's network down may leave its translation of
+    the port to an address where there is nothing now, or another model.
+    """
+    try:
+        socket.create_connection(("127.0.0.1", port), REFUSED_WITHIN).close()
+    except ConnectionRefusedError:
         return True
+    except OSError:
+        pass
+    return False
 
 
 def _reserved(model: str) -> set[int]:

@@ -71,3 +71,10 @@ def test_no_port_is_an_error_and_no_endless_search(
     monkeypatch.setattr(port, "COUNT", 1)
     with pytest.raises(port.NoPort):
         port.choose("a/b")
+
+
+def test_port_that_leads_elsewhere_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    usual = port.choose("a")
+    monkeypatch.setattr(port, "_refuses", lambda number: number != usual)
+    assert not port.free(usual)
+    assert port.choose("a") not in (usual,)

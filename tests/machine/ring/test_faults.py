@@ -228,6 +228,23 @@ def test_a_port_that_is_taken_means_a_cold_start_on_another() -> None:
     assert record(OPT)["port"] != port
 
 
+def test_a_port_that_leads_elsewhere_is_passed_over() -> None:
+    """As a podman leaves it that was killed while it took a network down."""
+    two_fakes()
+    text = complete(OPT).text
+    sh("llmuxctl", "checkpoint", OPT)
+    port = record(OPT)["port"]
+    rule = f"ip daddr 127.0.0.1 tcp dport {port} dnat to 10.88.255.254:8000"
+    sh("nft", "add table ip stale")
+    try:
+        sh("nft", "add chain ip stale out { type nat hook output priority -150; }")
+        sh("nft", f"add rule ip stale out {rule}")
+        assert complete(OPT).text == text
+        assert f"the port {port} that it listens on is taken" in journal(names.unit(OPT))
+    finally:
+        sh("nft", "delete table ip stale")
+
+
 def test_a_container_that_is_killed_by_hand_comes_back() -> None:
     two_fakes()
     text = complete(OPT).text

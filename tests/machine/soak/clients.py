@@ -84,6 +84,8 @@ class Load:
         self.excuses: list[Excuse] = []
         # In a burst of these, clients leave at any moment.
         self.hurried = False
+        # The engine takes some requests and never answers them.
+        self.unanswered = False
         self._chance = chance
         self._running: set[asyncio.Task[None]] = set()
         self._tasks: list[asyncio.Task[None]] = []
@@ -123,7 +125,11 @@ class Load:
         prompt, tokens = f"{self._chance.random()}", self._chance.randint(3, 12)
         body = {
             "model": model, "prompt": prompt, "max_tokens": tokens,
-            "stream": self._chance.random() < 0.5, "fake": {"seconds_per_token": 0.02},
+            "stream": self._chance.random() < 0.5,
+            "fake": {
+                "seconds_per_token": 0.02,
+                "never": self.unanswered and self._chance.random() < 0.3,
+            },
         }  # fmt: skip
         patience = self._chance.uniform(0.0, 4.0) if self.hurried else HUNG
         begun = time.monotonic()

@@ -144,14 +144,11 @@ class Faults:
             self._load.hurried = False
 
     async def _never_answers(self) -> None:
-        await self._serving()
-        ports = [int(run["port"]) for _, run in self._at_work()]
-        for port in ports:
-            await asyncio.to_thread(_behave, port, {"never": True})
-        await asyncio.sleep(3)
-        # Those that came meanwhile are never answered, whatever it does now.
-        for port in ports:
-            await asyncio.to_thread(_behave, port, {"never": False})
+        self._load.unanswered = True
+        try:
+            await asyncio.sleep(3)
+        finally:
+            self._load.unanswered = False
 
     async def _daemon_reload(self) -> None:
         await self._unit_that_is("activating", "deactivating")
@@ -191,20 +188,16 @@ class Faults:
         """A model that is at work, and what is known of its run."""
         end = time.monotonic() + PATIENCE
         while time.monotonic() < end:
-            found = self._at_work()
+            found = []
+            for name in models.NAMES:
+                with suppress(OSError, ValueError):
+                    run = (RUN / f"{names.slug(name)}.json").read_text(encoding="utf-8")
+                    if not (RUN / f"{names.slug(name)}.parked.json").exists():
+                        found.append((name, json.loads(run)))
             if found:
                 return self._chance.choice(found)
             await asyncio.sleep(0.05)
         raise NeverCame("no model was serving")
-
-    def _at_work(self) -> list[tuple[str, dict[str, str]]]:
-        found = []
-        for name in models.NAMES:
-            with suppress(OSError, ValueError):
-                run = (RUN / f"{names.slug(name)}.json").read_text(encoding="utf-8")
-                if not (RUN / f"{names.slug(name)}.parked.json").exists():
-                    found.append((name, json.loads(run)))
-        return found
 
 
 async def _show(unit: str, key: str) -> str:
@@ -221,8 +214,3 @@ def _first_process(group: Path) -> int:
 def _kill(pid: int) -> None:
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
-
-
-def _behave(port: int, how: dict[str, object]) -> None:
-    sh("curl", "-sS", "-m", "3", "-d", json.dumps(how), f"http://127.0.0.1:{port}/control",
-       check=False)  # fmt: skip

@@ -23,12 +23,13 @@ async def gaps(model: str, begun: asyncio.Event) -> float:
     try:
         # From its first token on the model stays where it is.
         await first.wait()
+        if through.done():
+            await through
         run = files.runtime_root() / f"{names.slug(model)}.json"
         port = json.loads(await asyncio.to_thread(run.read_text, "utf-8"))["port"]
         past = asyncio.create_task(_longest(int(port), model, begun))
         return (await through - await past) * 1000
     finally:
-        first.set()
         begun.set()
 
 
@@ -38,16 +39,24 @@ async def _longest(port: int, model: str, first: asyncio.Event) -> float:
         "fake": {"seconds_per_token": PACE},
     }  # fmt: skip
     url = f"http://127.0.0.1:{port}/v1/completions"
-    longest = 0.0
-    async with (
-        aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=None)) as session,
-        session.post(url, json=body) as response,
-    ):
-        if response.status != 200:
-            raise OSError(f"the stream was refused: {await response.text()}")
-        before = 0.0
-        async for _ in response.content.iter_any():
-            now = time.monotonic()
-            longest, before = max(longest, now - (before or now)), now
-            first.set()
+    try:
+        async with (
+            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=None)) as session,
+            session.post(url, json=body) as response,
+        ):
+            if response.status != 200:
+                raise OSError(f"the stream was refused: {await response.text()}")
+            return await _gap(response, first)
+    finally:
+        first.set()
+
+
+async def _gap(response: aiohttp.ClientResponse, first: asyncio.Event) -> float:
+    longest, before = 0.0, time.monotonic()
+    async for _ in response.content.iter_any():
+        now = time.monotonic()
+        if first.is_set():
+            longest = max(longest, now - before)
+        before = now
+        first.set()
     return longest
