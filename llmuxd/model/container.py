@@ -141,15 +141,13 @@ class Container:
         argv = ["podman", "container", "restore", "--keep", "--tcp-established", self.name]
         self._run_criu(argv, timeout, "restore.log")
 
-    def checkpoint(self) -> None:
-        """Write it to disk and end it.
+    def checkpoint(self, directory: Path) -> None:
+        """Write it to disk and end it; podman writes to `directory`, its checkpoint directory.
 
         An old image is removed first: CRIU writes over the files in place, and what it does
         not write again would stay and mix with the new ones.
         """
-        facts = self.inspect()
-        if facts is not None:
-            empty_directory(facts.checkpoint_directory)
+        empty_directory(directory)
         argv = ["podman", "container", "checkpoint", "--tcp-established", self.name]
         self._run_criu(argv, DUMP_TIMEOUT, "dump.log")
 

@@ -99,7 +99,7 @@ def write(
         with watch.part("sleep"):
             back = _let_go(activation, before)
         with watch.part("dump"):
-            container.checkpoint()
+            container.checkpoint(facts.checkpoint_directory)
         tell(RELEASED)
         with watch.part("sync"):
             _sync(facts.checkpoint_directory)

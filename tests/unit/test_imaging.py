@@ -29,8 +29,8 @@ class FakeContainer(Container):
         self.told: list[str] = []
         self.fail: Callable[[], None] = lambda: None
 
-    def checkpoint(self) -> None:
-        directory = self.facts.checkpoint_directory
+    def checkpoint(self, directory: Path) -> None:
+        assert directory == self.facts.checkpoint_directory
         directory.mkdir(exist_ok=True)
         (directory / "inventory.img").write_text(self.text)
         self.fail()
