@@ -73,7 +73,7 @@ class Report:
         _at_most(goals, "parked switch to the first token", parked, 2.5, " s")
         _at_least(goals, "the seed's switch against a parked one", _ratio(seed, parked), 15)
         fit = self.median("both fit", "first")
-        _at_most(goals, "switch where both fit for a moment", fit, 1.5, " s")
+        _at_most(goals, "request to either where both fit", fit, 1.5, " s")
         share = self.share()
         _at_most(goals, "llmuxd's own share of a switch, the worst", share, 0.2, " s")
         left = self.median("parked, both", "vram_MiB")

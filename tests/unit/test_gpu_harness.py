@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-from tests.gpu import fatbin, plan
+from tests.gpu import driver, fatbin, plan
 from tests.gpu.report import QWEN, Report
 
 _PTX, _ELF = 1, 2
@@ -50,6 +51,30 @@ def test_what_only_looks_like_a_fat_binary_is_left_alone() -> None:
     before = bytes(cut)
     assert fatbin.keep_only(cut, 90) == 0
     assert bytes(cut) == before
+
+
+def test_the_cdi_file_has_each_gpu_and_the_driver_by_its_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver, "nodes", lambda: ["nvidia-uvm", "nvidia0", "nvidia1", "nvidiactl"])
+    library = Path("/lib/libcuda.so.580.159.04")
+    monkeypatch.setattr(driver, "_libraries", lambda: {"libcuda.so.1": library})
+    (tmp_path / "etc").mkdir()
+
+    driver.write_cdi(tmp_path)
+
+    spec = yaml.safe_load((tmp_path / "etc/cdi/nvidia.yaml").read_text())
+    assert spec["kind"] == "nvidia.com/gpu"
+    own = {
+        device["name"]: [node["path"] for node in device["containerEdits"]["deviceNodes"]]
+        for device in spec["devices"]
+    }
+    assert own == {"0": ["/dev/nvidia0"], "1": ["/dev/nvidia1"]}
+    common = spec["containerEdits"]
+    assert [node["path"] for node in common["deviceNodes"]] == ["/dev/nvidia-uvm", "/dev/nvidiactl"]
+    (mount,) = common["mounts"]
+    assert mount["hostPath"].endswith("/libcuda.so.580.159.04")
+    assert mount["containerPath"] == "/usr/lib/x86_64-linux-gnu/libcuda.so.1"
 
 
 # Played by a module of the test's own in place of tests.gpu.inside.
