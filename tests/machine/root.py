@@ -19,7 +19,7 @@ PACKAGES = (
     *("python3-pystemd", "python3-sdnotify", "python3-yaml"),
     # its installation and its tests
     *("make", "python3-pip", "python3-setuptools", "python3-wheel"),
-    *("file", "rpm", "rpmlint"),
+    *("file", "prometheus", "rpm", "rpmlint"),
     *("python3-hypothesis", "python3-pytest", "python3-pytest-asyncio"),
     # what a person types in it
     *("openssh-client", "openssh-server"),
@@ -36,7 +36,7 @@ MASKED = (
     *("ldconfig.service", "modprobe@.service", "proc-sys-fs-binfmt_misc.automount"),
     *("systemd-binfmt.service", "systemd-journal-catalog-update.service"),
     *("systemd-remount-fs.service", "systemd-sysctl.service", "systemd-tmpfiles-clean.timer"),
-    *("ssh.service", "ssh.socket"),
+    *("ssh.service", "ssh.socket", "prometheus.service"),
     *("podman-auto-update.service", "podman-auto-update.timer", "podman.socket"),
     *("systemd-networkd.service", "systemd-networkd.socket"),
 )
