@@ -4,6 +4,7 @@
 import contextlib
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from pathlib import Path
 
 MODEL = "org/model"
 TICKS = os.sysconf("SC_CLK_TCK")
-LITELLM = "litellm[proxy]==1.110.2"
+LITELLM = "litellm[proxy]==1.75.0"
 _VENV = Path(os.environ.get("LLMUX_MACHINE_CACHE", "/var/cache/llmux-machine")) / "bench-litellm"
 
 ANSWER = json.dumps(
@@ -134,7 +135,12 @@ def litellm(scratch: Path, backend_port: int) -> Iterator[Contender]:
     if not program.exists():
         print(f"installing {LITELLM} …", flush=True)
         subprocess.run([sys.executable, "-m", "venv", _VENV], check=True)
-        subprocess.run([_VENV / "bin/pip", "install", "--quiet", LITELLM], check=True)
+        try:
+            subprocess.run([_VENV / "bin/pip", "install", "--quiet", LITELLM], check=True)
+        except subprocess.CalledProcessError:
+            # Half of it would be taken for all of it the next time.
+            shutil.rmtree(_VENV)
+            raise
     base = f"http://127.0.0.1:{backend_port}/v1"
     parameters = {"model": f"openai/{MODEL}", "api_base": base, "api_key": "none"}
     config = scratch / "litellm.yaml"
