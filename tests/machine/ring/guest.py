@@ -64,7 +64,10 @@ def configure(models: Json, defaults: Json | None = None) -> None:
     CONFIG.write_text(
         json.dumps({"defaults": base | (defaults or {}), "models": models}), encoding="utf-8"
     )
-    sh("systemctl", "restart", "llmuxd.socket", "llmuxd.service")
+    try:
+        sh("systemctl", "restart", "llmuxd.socket", "llmuxd.service")
+    except AssertionError as error:
+        raise AssertionError(f"{error}\n{journal('llmuxd.service')[-2000:]}") from None
 
 
 def two_fakes(**more: Any) -> None:
