@@ -7,7 +7,7 @@ import json
 import pytest
 from aiohttp import web
 
-from llmuxd.proxy import waiting
+from llmuxd.proxy import arrivals, waiting
 
 from .house import ASK, CHAT, House
 
@@ -30,7 +30,13 @@ async def events(request: web.Request) -> web.StreamResponse:
 
 
 async def test_headers_tell_how_the_model_came(house: House) -> None:
-    async with house.client.post(house.url + CHAT, json={"model": "first"}) as response:
+    gate = house.stage.units.hold("start", "org/a")
+    asking = asyncio.create_task(house.client.post(house.url + CHAT, json={"model": "first"}))
+    await gate.reached.wait()
+    # Nobody is told of a wait that is shorter.
+    await asyncio.sleep(2 * arrivals._WAITED)
+    gate.open()
+    async with await asking as response:
         first = response.headers
     async with house.client.post(house.url + CHAT, json=ASK) as response:
         second = response.headers
