@@ -5,6 +5,7 @@ import argparse
 import contextlib
 import os
 import shlex
+import sys
 
 from .. import accepted, config, names
 from ..errors import LlmuxError
@@ -34,4 +35,5 @@ async def _resolved(arguments: argparse.Namespace) -> str:
     if not arguments.host:
         with contextlib.suppress(LlmuxError):
             return config.load(accepted.path()).resolve(model)
+    print(f"llmuxctl: no model {model!r} is known here; its journal, if any:", file=sys.stderr)
     return model

@@ -41,7 +41,7 @@ class Progress:
         line = f"{time.monotonic() - self._begin:7.1f}s  {self._model}: {phase}"
         if self._lives and not self._hidden:
             terminal.rewrite(sys.stderr, line + _share(job))
-        elif not self._lives and phase != self._told:
+        elif not self._lives and phase != self._told and not phase.startswith("failed: "):
             print(line, file=sys.stderr, flush=True)
         self._told = phase
 

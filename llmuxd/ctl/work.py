@@ -93,8 +93,9 @@ def _tell(outcome: Outcome) -> None:
 async def _follow(daemon: Daemon, kind: str, model: str) -> Outcome:
     """Begin a job, show what it does, end with its result. Ctrl-C asks what is to become of it."""
     begin = time.monotonic()
+    # Ctrl-C ends this at once: there is no job yet whose fate could be asked for.
+    job = await daemon.manager(METHODS[kind], model)
     with interrupt.caught() as pressed, Progress(model) as progress:
-        job = await daemon.manager(METHODS[kind], model)
         waiting = asyncio.create_task(_wait(daemon, job, progress))
         try:
             while not await interrupt.first(waiting, pressed):
@@ -107,8 +108,8 @@ async def _follow(daemon: Daemon, kind: str, model: str) -> Outcome:
             result, phase = await waiting
         finally:
             waiting.cancel()
-    _, failed, why = phase.partition("failed: ")
-    return Outcome(job, kind, model, result, time.monotonic() - begin, why if failed else "")
+    why = phase.removeprefix("failed: ") if result == "failed" else ""
+    return Outcome(job, kind, model, result, time.monotonic() - begin, why)
 
 
 async def _wait(daemon: Daemon, job: str, progress: Progress) -> tuple[str, str]:

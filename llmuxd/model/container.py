@@ -11,7 +11,7 @@ from .. import names
 from ..config import ModelConfig
 from . import seccomp, vllm
 from .activation import conmon_pidfile
-from .process import CommandFailed, run
+from .process import CommandFailed, plain, run
 
 log = logging.getLogger("llmux-model")
 
@@ -193,7 +193,7 @@ class Container:
             lines = run(["podman", "logs", "--tail", "5", self.name], QUERY_TIMEOUT, merge=True)
         except CommandFailed:
             return ""
-        written = [line.strip() for line in lines.splitlines() if line.strip()]
+        written = [line for raw in lines.splitlines() if (line := plain(raw).strip())]
         return written[-1][:300] if written else ""
 
 

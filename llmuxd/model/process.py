@@ -3,6 +3,7 @@
 
 import logging
 import os
+import re
 import shlex
 import subprocess
 from collections.abc import Sequence
@@ -13,6 +14,8 @@ log = logging.getLogger(__name__)
 _PASSED = ("PATH", "HOME", "INVOCATION_ID", "NOTIFY_SOCKET", "CONTAINERS_CONF", "TMPDIR")
 
 
+# ECMA-48's control sequences, and single control characters.
+_CONTROL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 # As timeout(1) has it.
 TIMED_OUT = 124
 
@@ -57,12 +60,17 @@ def run(argv: Sequence[str], timeout: float, *, merge: bool = False) -> str:
     return output.decode(errors="replace")
 
 
+def plain(text: str) -> str:
+    """The text without colours and other control characters: it is shown on terminals."""
+    return _CONTROL.sub("", text)
+
+
 def _reason(stderr: str) -> str:
     """The cause in podman's error text.
 
     CRIU's harmless line about RLIMIT_NOFILE often comes last, behind the cause.
     """
-    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    lines = [line for raw in stderr.splitlines() if (line := plain(raw).strip())]
     telling = [line for line in lines if "RLIMIT_NOFILE" not in line]
     errors = [line for line in telling if "rror" in line]
     chosen = (errors or telling or lines or ["no output"])[-1]

@@ -5,7 +5,8 @@ from ..costs import Cost
 from ..errors import ModelFailed, NotRunning, NotSupported
 from ..jobs import Job, Jobs, Kind
 from ..model.activation import Leave
-from ..state import State
+from ..policy import Stage
+from ..state import State, UnitStatus
 from .admission import Admission
 from .costbook import CostBook
 from .fleet import Fleet
@@ -59,7 +60,7 @@ class Operators:
             raise NotSupported(
                 f"{model.name!r} is never checkpointed", "its configuration says checkpoint: false"
             )
-        if self._fleet.state(model) is State.COLD:
+        if self._fleet.state(model) in (State.COLD, State.FAILED):
             raise NotRunning(
                 f"{model.name!r} does not run", f"'llmuxctl warmup {model.name}' starts it first"
             )
@@ -79,7 +80,7 @@ class Operators:
         async def work(job: Job) -> None:
             await self._transitions.command(model, self._leaving.park(model))
 
-        return self.jobs.add(Kind.PARK, model.name, work, self._going(model))
+        return self.jobs.add(Kind.PARK, model.name, work, self._going(model, Cost.PARK))
 
     def stop(self, name: str) -> Job:
         """Drain the model and end it without a checkpoint; does nothing where it does not run."""
@@ -111,9 +112,9 @@ class Operators:
         ways = {State.PARKED: Cost.RESUME, State.CHECKPOINTED: Cost.RESTORE}
         return self._learnt(model, ways.get(self._fleet.state(model), Cost.COLD))
 
-    def _going(self, model: Model) -> float:
+    def _going(self, model: Model, way: Cost = Cost.OUT) -> float:
         """Seconds that it took to get it out, the requests that it answers now included."""
-        return self._learnt(model, Cost.OUT) + model.in_flight * self._learnt(model, Cost.DRAIN)
+        return self._learnt(model, way) + model.in_flight * self._learnt(model, Cost.DRAIN)
 
     def _learnt(self, model: Model, cost: Cost) -> float:
         return self._book.costs.known(model.name, cost) or 0.0
@@ -122,11 +123,20 @@ class Operators:
         await self._transitions.command(model, self._leaving.end(model, leave))
 
     def _tell_phase(self, name: str) -> None:
-        """A job tells what the unit of its model tells."""
-        text = self._fleet.units.status(name).text
+        """A job tells what the unit of its model tells, once it is the job's doing."""
+        model = self._fleet.models.get(name)
+        text = _phase(model.moving, self._fleet.units.status(name)) if model else ""
         for job in self.jobs.all():
             if job.model == name and text and job.result is None:
                 self.jobs.set_phase(job, text)
+
+
+def _phase(moving: Stage | None, unit: UnitStatus) -> str:
+    """What a model on its way is at; empty where its unit tells what was before."""
+    if moving is Stage.DRAINING:
+        return "draining"
+    stale = moving is Stage.LEAVING and unit.text.startswith("serving")
+    return "" if moving is None or unit.down or stale else unit.text
 
 
 def _require_checkpoint(model: Model) -> None:

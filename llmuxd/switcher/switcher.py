@@ -190,6 +190,9 @@ class Switcher:
             self._admission.refuse_all(model, NoSuchModel(f"the model {name!r} was removed"))
             model.removed = True
             self._tasks.spawn(self._drop(model))
+        # In the file's order again; those that leave come last.
+        for name in [*config.models, *(name for name in fleet.models if name not in config.models)]:
+            fleet.models[name] = fleet.models.pop(name)
         fleet.woken.set()
 
     def _reconfigure(self, model: Model, config: ModelConfig) -> None:

@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from llmuxd.model.process import CommandFailed, _reason, run
+from llmuxd.model.process import CommandFailed, _reason, plain, run
 
 NOFILE = "Error (criu/util.c:1): Can't setup RLIMIT_NOFILE for self: Operation not permitted"
 
@@ -28,6 +28,13 @@ def test_environment_is_clean(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = python("import os; print(sorted(os.environ), os.environ['LC_ALL'])")
     assert "SECRET" not in shown and "NOTIFY_SOCKET" not in shown
     assert "INVOCATION_ID" in shown and "'PATH'" in shown and "C.UTF-8" in shown
+
+
+def test_what_is_shown_on_terminals_is_plain() -> None:
+    assert plain("\x1b[31mERROR\x1b[0m \x07out of\tmemory\x9b") == "ERROR out of\tmemory"
+    with pytest.raises(CommandFailed) as caught:
+        python("import sys; print('\\x1b[1mError: no\\x1b[0m', file=sys.stderr); sys.exit(1)")
+    assert caught.value.reason == "no"
 
 
 def test_failure_has_status_and_reason() -> None:

@@ -22,7 +22,16 @@ from llmuxd.state import State, UnitStatus
 from llmuxd.switcher import Switcher, pauses
 from llmuxd.units import Units
 
-from .fake_units import DOWN, PARKED_MEMORY, UP, FakeUnits, a_checkpoint, a_model, an_activation
+from .fake_units import (
+    DOWN,
+    FAILED,
+    PARKED_MEMORY,
+    UP,
+    FakeUnits,
+    a_checkpoint,
+    a_model,
+    an_activation,
+)
 from .stage import Stage, on_stage
 
 A, B, C = a_model("a", aliases=("first",)), a_model("b"), a_model("c")
@@ -978,6 +987,27 @@ async def test_parked_model_can_be_stopped() -> None:
         assert stage.units.log == ["start a", "reload a", "stop a"]
 
 
+async def test_a_job_tells_what_it_does_and_not_what_was_before() -> None:
+    async with on_stage(A, B) as stage:
+        client = stage.client("a")
+        await client.admitted.wait()
+        stage.units.by_hand("a", replace(UP, text="serving (cold, 58.00 s)"))
+        stage.units.by_hand("b", replace(FAILED, text="failed: it ran out of memory"))
+        switch = stage.switcher.switch("b")
+        job = stage.switcher.checkpoint("a")
+        await stage.until_state("a", State.DRAINING)
+        assert (job.phase, switch.phase) == ("draining", "waiting")
+        gate = stage.units.hold("stop", "a")
+        client.end.set()
+        await gate.reached.wait()
+        assert job.phase == "draining"
+        stage.units.by_hand("a", replace(stage.units.status("a"), text="writing the checkpoint"))
+        assert job.phase == "writing the checkpoint"
+        gate.open()
+        assert await stage.result(job) == "done"
+        assert await stage.result(switch) == "done"
+
+
 async def test_what_cannot_be_is_refused_before_a_job_begins() -> None:
     async with on_stage(A, replace(B, checkpoint=False, devices=())) as stage:
         with pytest.raises(NotRunning):
@@ -1001,6 +1031,17 @@ async def test_job_tells_what_the_unit_tells() -> None:
 
 
 # Reload
+
+
+async def test_models_are_in_the_files_order_after_a_reload() -> None:
+    c = a_model("c")
+    async with on_stage(B, A) as stage:
+        client = stage.client("b")
+        await client.admitted.wait()
+        stage.reload(c, A)
+        assert stage.switcher.names() == ["c", "a", "b"]  # the last one drains
+        await client.finish()
+        await stage.until(lambda: stage.switcher.names() == ["c", "a"])
 
 
 async def test_reload_adds_a_model() -> None:
