@@ -80,6 +80,9 @@ async def _models(daemon: Daemon, wanted: str | list[str]) -> list[str]:
     """warmup takes several, and means all of them where none is named."""
     if isinstance(wanted, str):
         return [wanted]
+    for model in wanted:
+        # A name that nobody has is told before the first of them is started.
+        await daemon.manager("GetModel", model)
     return wanted or [str(row[0]) for row in await daemon.manager("ListModels")]
 
 

@@ -270,6 +270,12 @@ async def test_top_needs_a_terminal(house: House) -> None:  # noqa: F811
     assert done.status == 1 and "top needs a terminal" in done.err
 
 
+async def test_warmup_of_a_name_that_nobody_has_starts_none(house: House) -> None:  # noqa: F811
+    done = await llmuxctl("warmup", "b", "typo")
+    assert done.status == 1 and "there is no model 'typo'" in done.err
+    assert house.stage.units.log == []
+
+
 async def test_top_as_json_is_a_line_for_each_change(house: House) -> None:  # noqa: F811
     process = await begun("top", "--json")
     assert process.stdout is not None
