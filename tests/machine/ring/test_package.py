@@ -58,6 +58,8 @@ def bare(built: Built) -> Iterator[set[Path]]:
     for bytecode in Path("/usr/lib/python3/dist-packages/llmuxd").rglob("__pycache__"):
         shutil.rmtree(bytecode)
     sh("systemctl", "stop", "llmuxd.socket", "llmuxd.service")
+    # Who went by the README before has enabled them.
+    sh("systemctl", "disable", "llmuxd.socket", "llmuxd.service")
     for name in sh("rpm", "-qlp", *built.packages(built.first)).splitlines():
         if Path(name).is_file() or Path(name).is_symlink():
             Path(name).unlink()
