@@ -66,7 +66,7 @@ class ManagerInterface(ServiceInterface):
     @method()
     @changing(Action.MANAGE)
     def Park(self, model: String) -> ObjectPath:
-        """Drain `model` and freeze its unit. Returns the job."""
+        """Drain `model` and freeze its container. Returns the job."""
         return self._switcher.park(model).path
 
     @method()

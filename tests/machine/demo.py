@@ -171,7 +171,7 @@ class Tour:
         model = self._models[1]
         self._timed(f"llmuxctl park {model}", "llmuxctl", "park", model)
         self._expect(self._state(model) == "parked", f"{model} is not parked")
-        self._times[model].park, text = self._ask(model, "thaw")
+        self._times[model].park, text = self._ask(model, "wake")
         self._same(model, text)
 
     def _chat(self) -> None:
