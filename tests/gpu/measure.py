@@ -3,6 +3,7 @@
 
 import http.client
 import json
+import shutil
 import subprocess
 import time
 from dataclasses import dataclass
@@ -40,6 +41,12 @@ def model(name: str) -> dict[str, Any]:
         "args": [*args, "--gpu-memory-utilization", "0.3", "--enable-sleep-mode"],
         "env": {"NCCL_NVLS_ENABLE": "0", "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1"},
     }
+
+
+def forget_compiled() -> None:
+    """Empty the volume that vLLM keeps compiled code in."""
+    for path in CACHE.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 @dataclass(frozen=True)
@@ -115,6 +122,14 @@ def ram(name: str) -> float:
 def available() -> float:
     """GiB of host memory that programs can have."""
     return int(lines("/proc/meminfo", "MemAvailable")[0].split()[1]) / 2**20
+
+
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+def huge_pages() -> str:
+    """Which memory the kernel backs with huge pages: always, madvise or never."""
+    return HUGE_PAGES.read_text().partition("[")[2].partition("]")[0]
 
 
 def lines(path: str, begin: str) -> list[str]:

@@ -5,7 +5,7 @@ import time
 
 from llmuxd import names
 from tests.machine.ring import guest
-from tests.machine.ring.guest import QWEN, sh
+from tests.machine.ring.guest import sh
 
 from . import measure
 from .measure import MODELS, ask, configure
@@ -37,13 +37,21 @@ def cold(notes: Notes) -> None:
 
 
 def cold_again(notes: Notes) -> None:
-    """With what the first start compiled: vLLM keeps it where its cache is a volume."""
+    """Two more of the first starts, then one with what they compiled: vLLM keeps that in a volume.
+
+    By `stop` a model's checkpoint is discarded, so that the next start is a cold one.
+    """
     configure()
-    sh("llmuxctl", "switch", QWEN, timeout=240)
-    sh("llmuxctl", "stop", QWEN, timeout=240)
-    told(notes, "cold again", QWEN)
-    out = measure.command("llmuxctl", "checkpoint", QWEN)
-    notes.add("image out", model=QWEN, seconds=out, image_GiB=measure.image_size(QWEN))
+    for name in MODELS:
+        sh("llmuxctl", "switch", name, timeout=240)
+        for _ in range(ROUNDS - 1):
+            sh("llmuxctl", "stop", name, timeout=240)
+            measure.forget_compiled()
+            told(notes, "cold", name)
+        sh("llmuxctl", "stop", name, timeout=240)
+        told(notes, "cold, compiled before", name)
+        out = measure.command("llmuxctl", "checkpoint", name)
+        notes.add("image out", model=name, seconds=out, image_GiB=measure.image_size(name))
 
 
 def image(notes: Notes) -> None:

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: MIT
-"""The plan's steps that compare: what vLLM lets go of, and CUDA graphs off."""
+"""The plan's steps that compare: what vLLM lets go of, live checkpoints, pages, CUDA graphs off."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from tests.machine.ring.guest import QWEN, sh
 
 from . import measure
-from .measure import ask, configure
+from .measure import MODELS, ask, configure
 from .plan import Notes
 from .switches import ROUNDS, told
 
@@ -20,6 +23,44 @@ def levels(notes: Notes) -> None:
         told(notes, f"image back, then park_sleep {sleep}", QWEN)
         _park(notes, f"park_sleep {sleep}")
         sh("llmuxctl", "checkpoint", QWEN, timeout=120)
+
+
+def live(notes: Notes) -> None:
+    """Qwen as it stands at each leaving: without a sleep, as is the default then, and after one."""
+    for image_sleep, rounds in (("2", ROUNDS), ("auto", 1)):
+        configure(snapshot="live", image_sleep=image_sleep)
+        told(notes, "before", QWEN)
+        for _ in range(rounds):
+            out = measure.command("llmuxctl", "checkpoint", QWEN)
+            notes.add(
+                f"live, image_sleep {image_sleep}: out", model=QWEN, seconds=out,
+                image_GiB=measure.image_size(QWEN), vram_MiB=measure.vram(),
+            )  # fmt: skip
+            told(notes, f"live, image_sleep {image_sleep}: back", QWEN)
+
+
+def small_pages(notes: Notes) -> None:
+    """Images back where the kernel gives huge pages to those only that ask for them."""
+    configure()
+    for name in MODELS:
+        measure.leave(name)
+    with _huge_pages("madvise"):
+        for _ in range(ROUNDS):
+            for name in MODELS:
+                told(notes, "image back, small pages", name)
+                sh("llmuxctl", "checkpoint", name, timeout=120)
+
+
+@contextmanager
+def _huge_pages(setting: str) -> Iterator[None]:
+    before = measure.huge_pages()
+    sh("mount", "-o", "remount,rw", "/sys")
+    measure.HUGE_PAGES.write_text(setting)
+    try:
+        yield
+    finally:
+        measure.HUGE_PAGES.write_text(before)
+        sh("mount", "-o", "remount,ro", "/sys")
 
 
 def eager(notes: Notes) -> None:
