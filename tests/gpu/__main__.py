@@ -47,6 +47,8 @@ def _parser() -> argparse.ArgumentParser:
     preparing.set_defaults(verb=_prepare)
     for verb in (upping, run, preparing):
         verb.add_argument("--parts", type=Path, nargs="*", metavar="DIR", help="where they lie")
+    install = verbs.add_parser("install", help="this checkout in the machine that is up")
+    install.set_defaults(verb=_install)
     enter = verbs.add_parser("enter", help="run a command in the machine")
     enter.add_argument("argv", nargs=argparse.REMAINDER, metavar="CMD")
     enter.set_defaults(verb=_enter)
@@ -98,11 +100,20 @@ def _run(arguments: argparse.Namespace) -> int:
     return status.returncode or report.main(up.STATE / "results/results.json")
 
 
+def _install(_arguments: argparse.Namespace) -> int:
+    up.install(_running())
+    return 0
+
+
 def _enter(arguments: argparse.Namespace) -> int:
+    return subprocess.run(_running().command(arguments.argv), check=False).returncode
+
+
+def _running() -> boot.Booted:
     booted = boot.running()
     if booted is None:
         raise MachineError("the machine is not up", "python3 -m tests.gpu up")
-    return subprocess.run(booted.command(arguments.argv), check=False).returncode
+    return booted
 
 
 def _poweroff(_arguments: argparse.Namespace) -> int:

@@ -18,6 +18,7 @@ STEPS = (
     plan.Step("image-switch", 90, switches.image_switch),
     plan.Step("park", 180, switches.park),
     plan.Step("both-fit", 60, switches.both_fit),
+    plan.Step("moment", 60, switches.moment),
     plan.Step("seed", 360, by_hand.seed),
     plan.Step("check", 60, faults.check),
     plan.Step("killed-llmuxd", 120, faults.killed_llmuxd),

@@ -108,6 +108,23 @@ def both_fit(notes: Notes) -> None:
     notes.add("both fit", vram_MiB=measure.vram())
 
 
+def moment(notes: Notes) -> None:
+    """Parked, with room on the card for both: the old one may leave once the new one answers."""
+    configure(tier="park")
+    for name in MODELS * 2:
+        told(notes, "for a moment, first", name)
+    for _ in range(ROUNDS):
+        for name in MODELS:
+            told(notes, "both for a moment", name)
+            # What leaves behind the answer must not be in the next switch's way.
+            guest.eventually(_settled, "the old one has left", 20)
+            notes.add("both for a moment, then", vram_MiB=measure.vram())
+
+
+def _settled() -> bool:
+    return sorted(guest.state(name) for name in MODELS) == ["parked", "serving"]
+
+
 def told(notes: Notes, what: str, name: str) -> None:
     """Ask, and note how long it took, what was said, and what the units took of it."""
     since = time.time()

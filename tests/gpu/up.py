@@ -48,9 +48,6 @@ def up(parts: list[Path]) -> boot.Booted:
     root = prepare(parts)
     stores = _images(parts, with_gpu=with_gpu)
     _files(root, list(stores))
-    with tarfile.open(fileobj=BytesIO(checkout.archive())) as archive:
-        shutil.rmtree(root / CHECKOUT, ignore_errors=True)
-        archive.extractall(root / CHECKOUT, filter="fully_trusted")
     for name in ("containers", "results"):
         (STATE / name).mkdir(exist_ok=True)
     binds = {
@@ -64,11 +61,20 @@ def up(parts: list[Path]) -> boot.Booted:
         driver.write_cdi(root)
     with process.step("booting"):
         booted = boot.boot(root, binds, driver.nodes() if with_gpu else [])
+    install(booted)
+    if with_gpu:
+        booted.shell(_NO_IO_URING)
+    return booted
+
+
+def install(booted: boot.Booted) -> None:
+    """This checkout in the machine that is up, in the place of the one that it had."""
+    place = STATE / "root" / CHECKOUT
+    shutil.rmtree(place, ignore_errors=True)
+    with tarfile.open(fileobj=BytesIO(checkout.archive())) as archive:
+        archive.extractall(place, filter="fully_trusted")
     with process.step("make install in it"):
         booted.shell(_SETTLE)
-        if with_gpu:
-            booted.shell(_NO_IO_URING)
-    return booted
 
 
 def prepare(parts: list[Path]) -> Path:
