@@ -100,9 +100,14 @@ class Daemon:
     async def reload(self) -> None:
         """Take the configuration file as it is now; an error leaves all as it was."""
         async with self._reloading:
-            loaded = await asyncio.to_thread(config.load, self._path)
-            known = await asyncio.to_thread(keys.load, loaded)
-            await asyncio.to_thread(accepted.publish, loaded)
+            try:
+                loaded = await asyncio.to_thread(config.load, self._path)
+                known = await asyncio.to_thread(keys.load, loaded)
+                await asyncio.to_thread(accepted.publish, loaded)
+            except ConfigInvalid as error:
+                log.error("the configuration stays as it was: %s", error,
+                          extra=about(Event.CONFIG_REFUSED))  # fmt: skip
+                raise
             self._switcher.reload(loaded)
             self._proxy.take_keys(known)
         log.info("configuration reloaded, %d models", len(loaded.models),
@@ -112,11 +117,9 @@ class Daemon:
         while True:
             await self._hangup.wait()
             self._hangup.clear()
-            try:
+            # Nobody waits for the answer; the journal has it.
+            with contextlib.suppress(ConfigInvalid):
                 await self.reload()
-            except ConfigInvalid as error:
-                log.error("the configuration stays as it was: %s", error,
-                          extra=about(Event.CONFIG_REFUSED))  # fmt: skip
 
     async def _shut_down(self) -> None:
         self._notify("STOPPING=1\nSTATUS=letting requests in flight end")

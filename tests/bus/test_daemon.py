@@ -259,6 +259,7 @@ async def test_reload_by_bus_tells_the_mistake(daemon: Daemon, caller: Caller) -
     daemon.config.write_text(BAD)
     with pytest.raises(Exception, match=r"ConfigInvalid: .*:3:5: unknown key 'imag'"):
         await caller.call("/Manager", "Reload")
+    assert ":3:5: unknown key" in await daemon.logged("the configuration stays as it was")
     daemon.config.write_text(GOOD)
     await caller.call("/Manager", "Reload")
 
