@@ -21,6 +21,7 @@ class Way(StrEnum):
 
     COLD = "cold"
     RESTORE = "restore"
+    RESUME = "resume"
 
 
 class Leave(StrEnum):
@@ -32,7 +33,8 @@ class Leave(StrEnum):
 
 @dataclass(frozen=True)
 class Activation:
-    """One run. `port` is on 127.0.0.1; `seconds` is from ExecStart's begin to health.
+    """One run. `port` is on 127.0.0.1; `seconds` is from ExecStart's begin to health, or, since it
+    was parked, what its coming back took.
 
     `payload` is the directory of the container's own cgroup; empty where it has none. From
     `definition` to `devices` it is what the configuration said when it was started: the file

@@ -7,6 +7,7 @@ nothing that holds the GPU, a port or half a container is left, whoever died and
 
 import logging
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import sdnotify
@@ -194,7 +195,9 @@ class Lifecycle:
         with one_at_a_time(self._model.name):
             watch = Stopwatch("resume")
             if parking.wake(activation, watch):
-                watch.move().save(self._model.name, Direction.IN)
+                move = watch.move()
+                replace(activation, way=Way.RESUME, seconds=move.seconds).save()
+                move.save(self._model.name, Direction.IN)
                 self.tell("serving (resumed)")
 
     def clean_up(self) -> None:

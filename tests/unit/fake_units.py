@@ -148,6 +148,9 @@ class FakeUnits(Units):
             Parked(whole=True, held=PARKED_MEMORY).save(name)
         else:
             Parked.forget(name)
+            run = Activation.load(name)
+            assert run is not None
+            replace(run, way=Way.RESUME, seconds=0.25).save()
         return "done"
 
     async def thaw(self, name: str) -> None:
