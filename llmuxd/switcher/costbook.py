@@ -27,6 +27,7 @@ class CostBook:
         self.listeners: list[Callable[[str, Cost, float], None]] = []
         self._path = files.state_root() / "costs.json"
         self._learnt = asyncio.Event()
+        self._loaded = False
 
     def learn(self, model: str, cost: Cost, seconds: float) -> None:
         """It took `seconds` this time."""
@@ -41,11 +42,14 @@ class CostBook:
         self._learnt.set()
 
     async def load(self) -> None:
-        """Begin with what is known from earlier."""
+        """Begin with what is known from earlier; again, it does nothing."""
+        if self._loaded:
+            return
         raw = await asyncio.to_thread(files.read_json, self._path)
         models = raw.get("models") if raw and raw.get("version") == VERSION else None
         if isinstance(models, dict):
             self.costs = Costs.from_json(models)
+        self._loaded = True
 
     async def keep(self) -> None:
         """Write whenever something was learnt, until cancelled."""

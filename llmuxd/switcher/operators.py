@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """What people ask for: jobs that go beside the policy, and by the same moves."""
 
+from ..config import Tier
 from ..costs import Cost
 from ..errors import ModelFailed, NotRunning, NotSupported
 from ..jobs import Job, Jobs, Kind
@@ -42,7 +43,7 @@ class Operators:
         async def work(job: Job) -> None:
             await self._admission.enter(model, Wish.OPERATOR)
 
-        return self.jobs.add(Kind.SWITCH, model.name, work, self._coming(model))
+        return self.jobs.add(Kind.SWITCH, model.name, work, self._arriving(model))
 
     def preload(self, name: str) -> Job:
         """Make the model serve once nobody else wants its place; idle ones leave for it."""
@@ -51,7 +52,7 @@ class Operators:
         async def work(job: Job) -> None:
             await self._admission.enter(model, Wish.PRELOAD)
 
-        return self.jobs.add(Kind.PRELOAD, model.name, work, self._coming(model))
+        return self.jobs.add(Kind.PRELOAD, model.name, work, self._arriving(model))
 
     def checkpoint(self, name: str) -> Job:
         """Drain the model and write it to disk."""
@@ -104,13 +105,48 @@ class Operators:
                 await self._end(model, Leave.CHECKPOINT)
                 _require_checkpoint(model)
 
-        expected = self._coming(model) + self._going(model)
-        return self.jobs.add(Kind.WARMUP, model.name, work, expected)
+        return self.jobs.add(Kind.WARMUP, model.name, work, self._warming(model))
+
+    def _warming(self, model: Model) -> float:
+        """Seconds until it is on disk; 0: not known, or it is there already."""
+        state = self._fleet.state(model)
+        if state is State.CHECKPOINTED:
+            return 0.0
+        arriving, going = self._arriving(model), self._going(model)
+        if not model.config.checkpoint:
+            return arriving
+        known = going and (arriving or state is State.SERVING)
+        return arriving + going if known else 0.0
+
+    def _arriving(self, model: Model) -> float:
+        """Seconds until it serves, those who leave for it included; 0: not known, or it does."""
+        if self._fleet.state(model) is State.SERVING:
+            return 0.0
+        coming = self._coming(model)
+        return coming + self._leaving_for(model) if coming else 0.0
 
     def _coming(self, model: Model) -> float:
         """Seconds that it took as a rule to bring it in from where it is; 0: not known."""
         ways = {State.PARKED: Cost.RESUME, State.CHECKPOINTED: Cost.RESTORE}
         return self._learnt(model, ways.get(self._fleet.state(model), Cost.COLD))
+
+    def _leaving_for(self, model: Model) -> float:
+        """Seconds that the slowest of those takes who must leave for it, as far as is known.
+
+        Where two say what `vram` they need, the policy judges then whether both fit.
+        """
+        return max(
+            (
+                self._going(other, Cost.PARK if other.config.tier is Tier.PARK else Cost.OUT)
+                for other in self._fleet.models.values()
+                if other is not model
+                and not other.pin
+                and self._fleet.stage(other) is Stage.IN
+                and set(other.held) & set(model.config.gpus)
+                and None in (other.config.vram, model.config.vram)
+            ),
+            default=0.0,
+        )
 
     def _going(self, model: Model, way: Cost = Cost.OUT) -> float:
         """Seconds that it took to get it out, the requests that it answers now included."""

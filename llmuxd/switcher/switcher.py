@@ -213,6 +213,7 @@ class Switcher:
     async def adopt(self) -> None:
         """Take over what runs already. Call once the units are attached."""
         fleet = self._fleet
+        await self._book.load()
         for name in fleet.units.running():
             if name not in fleet.models:
                 # Removed from the file while nobody looked: it holds its GPU until it leaves.
@@ -226,7 +227,6 @@ class Switcher:
     async def run(self) -> None:
         """Decide and act whenever something changed, until closed."""
         woken = self._fleet.woken
-        await self._book.load()
         self._tasks.spawn(self._book.keep())
         while not self._admission.stopping:
             timeout = await self._decider.step()

@@ -444,6 +444,32 @@ async def test_what_was_learnt_is_told_and_a_job_expects_it(house: House) -> Non
     gate.open()
 
 
+@pytest.mark.parametrize("kind", ["Switch", "Preload", "Warmup"])
+async def test_a_job_expects_that_another_one_leaves(house: House, kind: str) -> None:
+    await house.stage.ask("b")
+    book = house.stage.switcher._book
+    for cost, seconds in ((Cost.COLD, 40.0), (Cost.OUT, 3.0)):
+        book.learn(QWEN, cost, seconds)
+        book.learn("b", cost, 5 * seconds)
+    gate = house.stage.units.hold("stop", "b")
+    job = await house.caller.call("/Manager", kind, QWEN)
+    warmup = 3.0 * (kind == "Warmup")
+    expected = await house.caller.get(str(job), JOB, "ExpectedSeconds")
+    assert expected == 40.0 + 15.0 + warmup
+    gate.open()
+
+
+async def test_a_model_that_was_parked_says_so(house: House) -> None:
+    await house.stage.ask("b")
+    await house.stage.result(house.stage.switcher.park("b"))
+    await house.told()
+    await house.stage.ask("b")
+    assert await house.caller.get("/Model/b", MODEL, "ActivatedBy") == "resume"
+    assert await house.caller.get("/Model/b", MODEL, "ActivationSeconds") == 0.25
+    await house.told()
+    assert house.changes("/Model/b", "ActivatedBy")[-1] == "resume"
+
+
 async def test_progress_is_told_while_time_goes_by(house: House) -> None:
     house.stage.switcher._book.learn("b", Cost.COLD, 1.0)
     gate = house.stage.units.hold("start", "b")

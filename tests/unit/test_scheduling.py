@@ -381,8 +381,13 @@ async def test_costs_are_learnt_and_kept(directories: Path) -> None:
     assert written["version"] == 1
     assert written["models"]["a"] == {"cold": [40.0], "drain": [2.0], "out": [3.0]}
     async with on_stage(A, B) as stage:
-        await stage.settle()
-        assert stage.switcher._book.costs.known("a", Cost.COLD) == 40.0
+        # Before it is told to the bus, which is after this.
+        await stage.switcher.adopt()
+        assert stage.switcher.costs("a")["cold"] == 40.0
+        stage.switcher._book.learn("a", Cost.COLD, 50.0)
+        # The bus went away and is back.
+        await stage.switcher.adopt()
+        assert stage.switcher.costs("a")["cold"] == 45.0
 
 
 @simulated
