@@ -77,7 +77,11 @@ def _verb(
 
 def _common(command: argparse.ArgumentParser, *, host: str | None, json: object) -> None:
     command.add_argument(
-        "-H", "--host", metavar="[USER@]HOST", default=host, help="another host's llmuxd, over ssh"
+        "-H",
+        "--host",
+        metavar="[USER@]HOST[:PORT]",
+        default=host,
+        help="another host's llmuxd, over ssh",
     )
     command.add_argument("--json", action="store_true", default=json, help="print JSON")
 

@@ -35,7 +35,7 @@ async def check(arguments: argparse.Namespace) -> int:
 
 async def show(arguments: argparse.Namespace) -> int:
     """Each model with every key, defaults filled in; as YAML that llmuxd would take again."""
-    loaded = await asyncio.to_thread(config.load, _path(arguments))
+    loaded = await asyncio.to_thread(_in_force, arguments.config)
     effective = _effective(loaded)
     if arguments.json:
         print_json(effective)
@@ -47,6 +47,13 @@ async def show(arguments: argparse.Namespace) -> int:
 def _path(arguments: argparse.Namespace) -> Path:
     given: Path | None = arguments.config
     return given or accepted.path()
+
+
+def _in_force(given: Path | None) -> config.Config:
+    """What llmuxd has accepted; the file where one is given, or no llmuxd runs, or only root may
+    see what it accepted.
+    """
+    return config.load(given) if given else accepted.load()
 
 
 def _effective(loaded: config.Config) -> dict[str, object]:

@@ -9,8 +9,12 @@ import sys
 
 from .. import accepted, config, names
 from ..errors import LlmuxError
-from .daemon import Daemon
-from .remote import ssh
+from .daemon import CallFailed, Daemon
+from .remote import no_ssh, ssh
+
+
+class NoJournal(LlmuxError):
+    """What reads it is not there."""
 
 
 async def logs(arguments: argparse.Namespace) -> int:
@@ -23,13 +27,19 @@ async def logs(arguments: argparse.Namespace) -> int:
     if arguments.host:
         # ssh hands its words to a shell.
         command = [*ssh(arguments.host), shlex.join(command)]
-    os.execvp(command[0], command)
+    try:
+        os.execvp(command[0], command)
+    except FileNotFoundError:
+        if arguments.host:
+            raise no_ssh() from None
+        raise NoJournal("there is no journalctl here", "it comes with systemd") from None
 
 
 async def _resolved(arguments: argparse.Namespace) -> str:
     """The model behind an alias. One that is not known any more may still have a journal."""
     model: str = arguments.model
-    with contextlib.suppress(LlmuxError):
+    # A host that cannot be reached has no journal either.
+    with contextlib.suppress(CallFailed if arguments.host else LlmuxError):
         async with Daemon(arguments.host, start=False) as daemon:
             return str((await daemon.model(model))["Name"])
     if not arguments.host:

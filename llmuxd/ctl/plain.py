@@ -7,7 +7,7 @@ import contextlib
 
 from .. import __version__, accepted
 from ..errors import LlmuxError
-from .daemon import Daemon
+from .daemon import CallFailed, Daemon
 from .exits import Exit
 from .models import print_json
 
@@ -34,7 +34,8 @@ async def pin(arguments: argparse.Namespace) -> int:
 async def version(arguments: argparse.Namespace) -> int:
     """Of this program, and of the llmuxd that runs."""
     running = ""
-    with contextlib.suppress(LlmuxError):
+    # A host that cannot be reached is not one where llmuxd does not run.
+    with contextlib.suppress(CallFailed if arguments.host else LlmuxError):
         async with Daemon(arguments.host, start=False) as daemon:
             running = await daemon.version()
     if arguments.json:

@@ -34,7 +34,7 @@ class RemoteBus(Connection):
                 stdin=self._theirs.fileno(), stdout=self._theirs.fileno(),
             )  # fmt: skip
         except FileNotFoundError:
-            raise NotConnected("there is no ssh here", "install openssh-client") from None
+            raise no_ssh() from None
         finally:
             self._theirs.close()
         try:
@@ -64,6 +64,17 @@ class RemoteBus(Connection):
         self._sock.setblocking(False)
 
 
+def no_ssh() -> NotConnected:
+    """The command is not installed."""
+    return NotConnected("there is no ssh here", "install openssh-client")
+
+
 def ssh(host: str) -> list[str]:
-    """The words before a command for `host`; -x and -T as systemctl has them: no X, no terminal."""
-    return ["ssh", "-xT", "--", host]
+    """The words before a command for `host`; -x and -T as systemctl has them: no X, no terminal.
+
+    `host` may end with `:port`; an IPv6 address is in brackets then.
+    """
+    there, _, port = host.rpartition(":")
+    if there and port.isdecimal() and (":" not in there or there.endswith("]")):
+        return ["ssh", "-xT", "-p", port, "--", there.replace("[", "").replace("]", "")]
+    return ["ssh", "-xT", "--", host.replace("[", "").replace("]", "")]

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from llmuxd import config
+from llmuxd import accepted, config
+from llmuxd.ctl.remote import ssh
 from llmuxd.errors import ConfigInvalid
 
 from .llmuxctl import at_a_terminal, begun, llmuxctl
@@ -317,6 +318,16 @@ async def test_config_show_is_a_configuration_that_says_the_same(tmp_path: Path)
     assert (await llmuxctl("config", "show", "--json", "-c", str(path))).json == found
 
 
+async def test_config_show_is_what_llmuxd_accepted(tmp_path: Path) -> None:
+    path = tmp_path / "llmux.yaml"
+    path.write_text(GOOD)
+    accepted.publish(config.load(path))
+    path.write_text("models: [")
+    done = await llmuxctl("config", "show", "--json")
+    assert (done.status, list(done.json["models"])) == (0, list(config.parse(GOOD, path).models))
+    assert (await llmuxctl("config", "show", "-c", str(path))).status == 2
+
+
 async def test_reload_tells_the_mistake(house: House) -> None:  # noqa: F811
     assert (await llmuxctl("reload")).status == 0
     house.reload_error.append(ConfigInvalid("llmux.yaml:3:5: unknown key 'x'"))
@@ -348,6 +359,26 @@ async def test_host_that_cannot_be_reached(tmp_path: Path) -> None:
     done = await llmuxctl("-H", "there", "status", PATH=f"{tmp_path}:{os.environ['PATH']}")
     assert done.status == 1
     assert "ssh: no such host" in done.err and "ssh ended with 255" in done.err
+
+
+@pytest.mark.parametrize(
+    ("host", "words"),
+    [
+        ("me@there", "-- me@there"),
+        ("me@there:2222", "-p 2222 -- me@there"),
+        ("me@[::1]:22", "-p 22 -- me@::1"),
+        ("fe80::1", "-- fe80::1"),
+    ],
+)
+def test_host_may_name_a_port(host: str, words: str) -> None:
+    assert ssh(host) == ["ssh", "-xT", *words.split()]
+
+
+@pytest.mark.parametrize("words", [("version",), ("logs", "b"), ("status",)])
+async def test_without_ssh_it_is_one_line(words: tuple[str, ...], tmp_path: Path) -> None:
+    done = await llmuxctl("-H", "there", *words, PATH=str(tmp_path))
+    assert (done.status, done.out) == (1, "")
+    assert done.err.startswith("llmuxctl: there is no ssh here") and done.err.count("\n") == 1
 
 
 async def test_what_looks_at_files_takes_no_host() -> None:
