@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from . import cache, cgroup, checkout, host, keeper, models, nvml, process, root, store
+from . import cache, cgroup, checkout, host, keeper, libraries, models, process, root, store
 from .errors import MachineError
 
 _BOOT_SECONDS = 120.0
@@ -175,7 +175,8 @@ class Machine:
             return
         with process.step(f"machine {self.name}: make install"):
             self._shell(leader, _INSTALL, checkout.archive())
-            self._shell(leader, _LIBRARY, nvml.library())
+            for there, library in libraries.built():
+                self._shell(leader, f"install -D -m 0644 /dev/stdin {there}", library)
         installed.write_text(fingerprint)
 
     def _shell(self, leader: int, script: str, given: bytes = b"") -> None:
@@ -260,11 +261,6 @@ class Machine:
 
 
 # Reads the checkout as a tar file; from a copy, because building writes beside its sources.
-_LIBRARY = f"""
-mkdir -p {nvml.THERE.parent}
-cat > {nvml.THERE}
-"""
-
 _INSTALL = """
 copy=$(mktemp -d /var/tmp/llmuxd.XXXXXX)
 trap 'rm -rf "$copy"' EXIT

@@ -64,8 +64,11 @@ def configure(models: Json, defaults: Json | None = None) -> None:
     CONFIG.write_text(
         json.dumps({"defaults": base | (defaults or {}), "models": models}), encoding="utf-8"
     )
+    # Not one restart of both: systemctl asks for one after the other, and systemd refuses to start
+    # the socket where it comes to that before it has heard that the service is to stop.
+    sh("systemctl", "stop", "llmuxd.socket", "llmuxd.service")
     try:
-        sh("systemctl", "restart", "llmuxd.socket", "llmuxd.service")
+        sh("systemctl", "start", "llmuxd.socket", "llmuxd.service")
     except AssertionError as error:
         raise AssertionError(f"{error}\n{journal('llmuxd.service')[-2000:]}") from None
 

@@ -9,7 +9,7 @@ import pytest
 
 from llmuxd import names
 
-from .. import nvml
+from ..libraries import NVML
 from .guest import OPT, QWEN, complete, configure, eventually, fails, journal, sh, state, two_fakes
 
 DROP_INS = Path("/run/systemd/system")
@@ -39,13 +39,13 @@ SHORT = {"opt": OPT, "qwen": QWEN, "gemma": GEMMA}
 @pytest.fixture
 def driver() -> Iterator[Nvml]:
     """One H100, nobody on it yet."""
-    assert nvml.THERE.stat().st_size, "the host that booted this machine has no C compiler"
+    assert NVML.there.stat().st_size, "the host that booted this machine has no C compiler"
     for kind in ("socket", "service"):
         directory = DROP_INS / f"llmux-gpus.{kind}.d"
         directory.mkdir(parents=True)
         text = "[Unit]\nConditionPathExists=\n"
         if kind == "service":
-            text += f"[Service]\nEnvironment=LD_LIBRARY_PATH={nvml.THERE.parent} FAKE_NVML={TOLD}\n"
+            text += f"[Service]\nEnvironment=LD_LIBRARY_PATH={NVML.there.parent} FAKE_NVML={TOLD}\n"
         (directory / "test.conf").write_text(text, encoding="ascii")
     sh("systemctl", "daemon-reload")
     driver = Nvml()

@@ -35,7 +35,7 @@ class End(StrEnum):
 
 @dataclass
 class Row:
-    """What became of the requests that were sent during one kind of fault."""
+    """What became of the requests that were sent during one kind of fault, or broken by it."""
 
     fault: str
     times: int = 0
@@ -54,8 +54,12 @@ class Row:
 
 @dataclass
 class Excuse:
-    """Whose connections a fault itself breaks, and when; `models` None: everybody's."""
+    """Whose connections a fault itself breaks, and when; `models` None: everybody's.
 
+    `row` is the fault's. What it breaks was often sent before it.
+    """
+
+    row: Row
     models: frozenset[str] | None
     at: float
 
@@ -84,10 +88,13 @@ class Load:
         self.excuses: list[Excuse] = []
         # In a burst of these, clients leave at any moment.
         self.hurried = False
+        # Answers of seconds: a model that is to leave drains for as long.
+        self.lengthy = False
         # The engine takes some requests and never answers them.
         self.unanswered = False
         self._chance = chance
         self._running: set[asyncio.Task[None]] = set()
+        self._unanswered: set[asyncio.Task[None]] = set()
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
@@ -106,30 +113,36 @@ class Load:
         if self._running:
             await asyncio.wait(set(self._running))
 
+    async def answered(self) -> None:
+        """Wait until no request is left that the engine never answers."""
+        if self._unanswered:
+            await asyncio.wait(set(self._unanswered))
+
     def excuse(self, models: set[str] | None) -> None:
         """Connections to these models, or to llmuxd, break now."""
         held = None if models is None else frozenset(models)
-        self.excuses.append(Excuse(held, time.monotonic()))
+        self.excuses.append(Excuse(self.row, held, time.monotonic()))
 
     async def _client(self) -> None:
         while True:
-            task = asyncio.create_task(self._one(self.row))
-            self._running.add(task)
-            task.add_done_callback(self._running.discard)
+            never = self.unanswered and self._chance.random() < 0.3
+            task = asyncio.create_task(self._one(self.row, never))
+            for tasks in (self._running, self._unanswered) if never else (self._running,):
+                tasks.add(task)
+                task.add_done_callback(tasks.discard)
             # A client that is told to stop lets its request end.
             await asyncio.shield(task)
             await asyncio.sleep(self._chance.uniform(0.0, 0.1))
 
-    async def _one(self, row: Row) -> None:
+    async def _one(self, row: Row, never: bool) -> None:
         model = self._chance.choice(self.models)
         prompt, tokens = f"{self._chance.random()}", self._chance.randint(3, 12)
+        if self.lengthy:
+            tokens *= 8
         body = {
             "model": model, "prompt": prompt, "max_tokens": tokens,
             "stream": self._chance.random() < 0.5,
-            "fake": {
-                "seconds_per_token": 0.02,
-                "never": self.unanswered and self._chance.random() < 0.3,
-            },
+            "fake": {"seconds_per_token": 0.02, "never": never},
         }  # fmt: skip
         patience = self._chance.uniform(0.0, 4.0) if self.hurried else HUNG
         begun = time.monotonic()
@@ -139,8 +152,10 @@ class Load:
         except TimeoutError:
             end, how = (End.LEFT, "") if self.hurried or patience < HUNG else (End.HUNG, "no end")
         ended = time.monotonic()
-        if end is End.LOST and any(it.holds(model, begun, ended) for it in self.excuses):
-            end, how = End.REFUSED, "broken"
+        if end is End.LOST:
+            for excuse in self.excuses:
+                if excuse.holds(model, begun, ended):
+                    row, end, how = excuse.row, End.REFUSED, "broken"
         if end is not End.REFUSED:
             how += f" after {ended - begun:.1f} s"
         row.count(end, how, model)

@@ -15,7 +15,7 @@ from pathlib import Path
 from llmuxd import names
 
 from ..ring.guest import CHECKPOINTS, sh
-from . import host, models, podman
+from . import clock, host, models, podman
 from .clients import Load
 from .streams import gaps
 
@@ -41,7 +41,9 @@ class Faults:
             "no fault": self._none,
             "kill -9 llmuxd, serving": self._kill_daemon,
             "kill -9 llmuxd, a model starting": lambda: self._kill_daemon("activating"),
+            "kill -9 llmuxd, a model draining": self._kill_draining,
             "kill -9 llmuxd, a model leaving": lambda: self._kill_daemon("deactivating"),
+            "kill -9 llmuxd, a model parking": self._kill_parking,
             "kill -9 engine": self._kill_engine,
             "kill -9 conmon": self._kill_conmon,
             "kill -9 helper in ExecStart": lambda: self._kill_helper("activating"),
@@ -55,6 +57,7 @@ class Faults:
             "PID 1 stands still for 10 s": self._stop_pid1,
             "clients leave at every phase": self._leave,
             "engine never answers": self._never_answers,
+            "clock jumps": self._clock,
             "daemon-reload": self._daemon_reload,
             "restart llmuxd in mid-switch": self._restart_daemon,
             "reload removes a serving model": self._remove_model,
@@ -66,9 +69,29 @@ class Faults:
     async def _kill_daemon(self, when: str = "") -> None:
         if when:
             await self._unit_that_is(when)
-        pid = int(await _show("llmuxd.service", "MainPID"))
-        if not pid:
-            raise NeverCame("llmuxd was starting")
+        self._kill_one_that_serves(await _daemon())
+
+    async def _kill_draining(self) -> None:
+        self._load.lengthy = True
+        try:
+            pid = await _daemon()
+            await self._model_that_drains()
+            self._kill_one_that_serves(pid)
+        finally:
+            self._load.lengthy = False
+
+    async def _kill_parking(self) -> None:
+        """In the middle of a park or a wake, which begin and end with a record of it."""
+        pid = await _daemon()
+        before = _parked()
+        end = time.monotonic() + PATIENCE
+        while _parked() == before:
+            if time.monotonic() > end:
+                raise NeverCame("no model was parked or woken")
+            await asyncio.sleep(0.003)
+        self._kill_one_that_serves(pid)
+
+    def _kill_one_that_serves(self, pid: int) -> None:
         # Its connections die with it.
         self._load.excuse(None)
         _kill(pid)
@@ -149,6 +172,16 @@ class Faults:
             await asyncio.sleep(3)
         finally:
             self._load.unanswered = False
+        # Their models keep the GPU until their time is over: who waits for it is refused for that.
+        await self._load.answered()
+
+    async def _clock(self) -> None:
+        try:
+            for seconds in (3600, -7200):
+                await clock.jump(seconds)
+                await asyncio.sleep(2)
+        finally:
+            await clock.jump(0)
 
     async def _daemon_reload(self) -> None:
         await self._unit_that_is("activating", "deactivating")
@@ -184,6 +217,22 @@ class Faults:
             await asyncio.sleep(0.02)
         raise NeverCame(f"no unit was {' or '.join(states)}")
 
+    async def _model_that_drains(self) -> None:
+        """By llmuxd's own word while its unit is active still: systemd's begins later."""
+        end = time.monotonic() + PATIENCE
+        while time.monotonic() < end:
+            told = await asyncio.to_thread(
+                sh, "busctl", "--json=short", "call", "org.llmux", "/Manager", "org.llmux.Manager",
+                "ListModels", check=False,
+            )  # fmt: skip
+            rows = json.loads(told)["data"][0] if told else []
+            units = [unit for _, state, _, unit in rows if state == "draining"]
+            for unit in units:
+                if await _show(unit, "ActiveState") == "active":
+                    return
+            await asyncio.sleep(0.02)
+        raise NeverCame("no model was draining")
+
     async def _serving(self) -> tuple[str, dict[str, str]]:
         """A model that is at work, and what is known of its run."""
         end = time.monotonic() + PATIENCE
@@ -198,6 +247,17 @@ class Faults:
                 return self._chance.choice(found)
             await asyncio.sleep(0.05)
         raise NeverCame("no model was serving")
+
+
+def _parked() -> frozenset[str]:
+    return frozenset(path.name for path in RUN.glob("*.parked.json"))
+
+
+async def _daemon() -> int:
+    pid = int(await _show("llmuxd.service", "MainPID"))
+    if not pid:
+        raise NeverCame("llmuxd was starting")
+    return pid
 
 
 async def _show(unit: str, key: str) -> str:

@@ -10,7 +10,7 @@ from contextlib import suppress
 from tests.bench.goals import Goals
 
 from ..ring import guest
-from . import models, podman
+from . import clock, models, podman
 from .clients import End, Load, Row
 from .faults import Faults, NeverCame
 
@@ -31,8 +31,8 @@ def main() -> int:
     guest.begin()
     models.write()
     goals = Goals()
-    with podman.wrapped():
-        guest.sh("systemctl", "restart", "llmuxd.socket", "llmuxd.service")
+    with podman.wrapped(), clock.settable():
+        guest.sh("systemctl", "start", "llmuxd.socket", "llmuxd.service")
         try:
             rows, gaps = asyncio.run(soak(minutes * 60, random.Random(seed)))
         finally:
