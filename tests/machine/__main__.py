@@ -99,6 +99,8 @@ def _forward(machine: Machine, arguments: argparse.Namespace) -> int:
 
 
 def _status(machine: Machine, _arguments: argparse.Namespace) -> int:
+    # A reader that has read enough ends it, as it ends any program; nothing is to be cleaned up.
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     print(f"machine {machine.name}: {f'up, PID {machine.leader}' if machine.is_up() else 'down'}")
     print(f"cache {cache.directory()}")
     for name, entry in {"root": root.entry(), **parts.optional()}.items():

@@ -72,6 +72,13 @@ def sweep(name: str) -> None:
             directory.parent.rmdir()
 
 
+def _make(directory: Path) -> None:
+    """Makes one of a machine's; the last one's end may remove its parent in between."""
+    while not directory.is_dir():
+        with contextlib.suppress(FileNotFoundError):
+            directory.mkdir(parents=True)
+
+
 class Keeper:
     def __init__(self, name: str, plan: Plan) -> None:
         self.name = name
@@ -82,7 +89,7 @@ class Keeper:
         self.ready = False
 
     def main(self) -> None:
-        self.run.mkdir(parents=True, exist_ok=True)
+        _make(self.run)
         with (self.run / "alive").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             (self.run / "keeper").write_text(str(os.getpid()))
@@ -94,8 +101,9 @@ class Keeper:
                 sweep(self.name)
 
     def _mount(self) -> None:
+        _make(self.state)
         for name in ("upper", "work", "containers", "models"):
-            (self.state / name).mkdir(parents=True)
+            (self.state / name).mkdir()
         self._link_models()
         root = self.run / "root"
         root.mkdir()

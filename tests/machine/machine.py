@@ -77,19 +77,17 @@ class Machine:
                 self._end()
             keeper.sweep(self.name)
             self._lock.unlink()
-        with contextlib.suppress(OSError):  # other machines have their files there
-            keeper.RUN.rmdir()
 
     close = poweroff
 
     @property
     def _lock(self) -> Path:
-        return keeper.RUN / f".{self.name}.lock"
+        # Beside the directory, which goes with the last machine.
+        return keeper.RUN.with_name(f"{keeper.RUN.name}.{self.name}.lock")
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
         """One boots or ends this machine at a time."""
-        keeper.RUN.mkdir(exist_ok=True)
         with cache.locked(self._lock):
             yield
 
