@@ -15,7 +15,7 @@ from typing import Any
 import pystemd.daemon
 import sdnotify
 
-from . import accepted, config, keys
+from . import accepted, config, garbage, keys
 from .bus import Bus
 from .control import Control
 from .errors import ConfigInvalid, LlmuxError, NoSocket
@@ -93,6 +93,7 @@ class Daemon:
         self._notify("READY=1")
         self._switcher.listeners.append(self._tell)
         self._tell_now()
+        garbage.settle()
         log.info("serving %d models", len(self._switcher.names()))
         await self._stop.wait()
         await self._shut_down()

@@ -12,6 +12,7 @@ import sys
 import tempfile
 from dataclasses import replace
 
+from llmuxd import garbage
 from llmuxd.config import DEFAULT_MAX_BODY
 from llmuxd.gpus import Gpus
 from llmuxd.proxy import BACKLOG, Proxy
@@ -27,6 +28,7 @@ async def main(backend_port: int, port: int) -> None:
         stage.switcher.reload(replace(stage.config, max_body=DEFAULT_MAX_BODY))
         proxy = Proxy(stage.switcher, Gpus(), None)
         await proxy.start([socket.create_server(("127.0.0.1", port), backlog=BACKLOG)])
+        garbage.settle()
         await asyncio.Event().wait()
 
 
