@@ -2,10 +2,14 @@
 """The connection to one running model's HTTP server; lives from its activation to its leaving."""
 
 import aiohttp
+from aiohttp import hdrs
 
 # Servers close idle connections after 5 s (uvicorn, cpp-httplib); a request sent on a connection
 # that the other side just closed would be lost, so ours are dropped well before.
 KEEPALIVE = 3.0
+
+# What aiohttp would say where the client did not: that a compressed answer is welcome, say.
+_NOT_OURS = (hdrs.ACCEPT, hdrs.ACCEPT_ENCODING, hdrs.CONTENT_TYPE, hdrs.USER_AGENT)
 
 
 class BackendGone(ConnectionError):
@@ -38,6 +42,7 @@ class Backend:
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=10.0),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 auto_decompress=False,
+                skip_auto_headers=_NOT_OURS,
             )
         return self._session
 

@@ -136,3 +136,10 @@ async def test_what_is_no_http_is_told_in_json(
     assert head.split(b" ")[1] == b"400"
     assert "no valid HTTP request" in json.loads(answer)["error"]["message"]
     assert "Traceback" not in caplog.text
+
+
+async def test_engine_hears_no_header_that_the_client_did_not_send(house: House) -> None:
+    head = f"POST {CHAT} HTTP/1.1\nHost: x\nConnection: close\nContent-Length: {len(TEXT)}\n"
+    await house.raw(head, TEXT)
+    # A compressed answer, say, is for those only who said that they can read one.
+    assert set(house.engine.seen[0].headers) == {"Host", "Content-Length"}
