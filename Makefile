@@ -106,7 +106,8 @@ install-venv:
 	ln -sf $(VENV)/bin/llmuxd $(VENV)/bin/llmuxctl $(DESTDIR)$(BINDIR)/
 	$(MAKE) install-files PYTHON=$(VENV)/bin/python3
 
-# Pins what pyproject.toml asks for, and what it is built with: the hash of every file.
+# Pins what pyproject.toml asks for, what it is built with, and what the proxy is compared with: the
+# hash of every file.
 UV ?= uv
 PIN = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-header --no-annotate
@@ -114,6 +115,7 @@ PIN = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-has
 requirements:
 	$(PIN) --output-file packaging/requirements.txt pyproject.toml
 	$(PIN) --output-file packaging/build-requirements.txt packaging/build-requirements.in
+	$(PIN) --output-file tests/bench/litellm.txt tests/bench/litellm.in
 
 .PHONY: sdist
 sdist:

@@ -2,6 +2,7 @@
 """The proxies that are compared, each in a process of its own, before the same backend."""
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -15,8 +16,9 @@ from pathlib import Path
 
 MODEL = "org/model"
 TICKS = os.sysconf("SC_CLK_TCK")
-LITELLM = "litellm[proxy]==1.75.0"
-_VENV = Path(os.environ.get("LLMUX_MACHINE_CACHE", "/var/cache/llmux-machine")) / "bench-litellm"
+_CACHE = Path(os.environ.get("LLMUX_MACHINE_CACHE", "/var/cache/llmux-machine"))
+# litellm's proxy and all that it needs, each file with its hash; `make requirements` writes it.
+_LITELLM = Path(__file__).with_name("litellm.txt")
 
 ANSWER = json.dumps(
     {
@@ -131,16 +133,7 @@ def llmuxd(backend_port: int, *loop: str, name: str = "llmuxd") -> Iterator[Cont
 @contextlib.contextmanager
 def litellm(scratch: Path, backend_port: int) -> Iterator[Contender]:
     """litellm's proxy, from PyPI, in an environment that is kept."""
-    program = _VENV / "bin" / "litellm"
-    if not program.exists():
-        print(f"installing {LITELLM} …", flush=True)
-        subprocess.run([sys.executable, "-m", "venv", _VENV], check=True)
-        try:
-            subprocess.run([_VENV / "bin/pip", "install", "--quiet", LITELLM], check=True)
-        except subprocess.CalledProcessError:
-            # Half of it would be taken for all of it the next time.
-            shutil.rmtree(_VENV)
-            raise
+    program = _install_litellm()
     base = f"http://127.0.0.1:{backend_port}/v1"
     parameters = {"model": f"openai/{MODEL}", "api_base": base, "api_key": "none"}
     config = scratch / "litellm.yaml"
@@ -153,6 +146,27 @@ def litellm(scratch: Path, backend_port: int) -> Iterator[Contender]:
     environment = {**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR"}
     with _process(argv, port, patience=120.0, environment=environment) as pid:
         yield Contender("litellm", port, pid)
+
+
+def _install_litellm() -> Path:
+    """The program; what was installed from other pins is another environment."""
+    pins = hashlib.sha256(_LITELLM.read_bytes()).hexdigest()[:12]
+    place = _CACHE / f"bench-litellm-{pins}"
+    program = place / "bin" / "litellm"
+    if program.exists():
+        return program
+    print("installing litellm …", flush=True)
+    for stale in _CACHE.glob("bench-litellm*"):
+        shutil.rmtree(stale)
+    subprocess.run([sys.executable, "-m", "venv", place], check=True)
+    argv = [str(place / "bin/pip"), "install", "--quiet", "--require-hashes", "--only-binary=:all:"]
+    try:
+        subprocess.run([*argv, "-r", _LITELLM], check=True)
+    except BaseException:
+        # Half of it would be taken for all of it the next time.
+        shutil.rmtree(place)
+        raise
+    return program
 
 
 @contextlib.contextmanager
