@@ -14,10 +14,30 @@ _llmuxctl_jobs() {
         2>/dev/null | grep -o '"/Job/[0-9]*"' | tr -dc '0-9\n'
 }
 
+# The words up to the cursor. readline splits at @, : and = too (COMP_WORDBREAKS), but a host and a
+# model's name are one word each. Sets `given` and `current`.
+_llmuxctl_words() {
+    local line=${COMP_LINE:0:COMP_POINT} index word
+    given=('')
+    for ((index = 0; index <= COMP_CWORD; index++)); do
+        word=${COMP_WORDS[index]}
+        if [[ $line == [[:space:]]* ]]; then
+            line=${line#"${line%%[![:space:]]*}"}
+            given+=('')
+        fi
+        # The cursor may be inside of the last one.
+        if ((index == COMP_CWORD)); then word=$line; fi
+        line=${line#"$word"}
+        given[-1]+=$word
+    done
+    current=${given[-1]}
+}
+
 _llmuxctl() {
-    local current=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD-1]}
-    local verb='' word words=() skip=''
-    for word in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do
+    local given=() current word words=() verb='' skip=''
+    _llmuxctl_words
+    local before=${given[-2]-}
+    for word in "${given[@]:1:${#given[@]}-2}"; do
         if [[ $skip ]]; then
             skip=''
         elif [[ $word == -H || $word == --host ]]; then
@@ -26,9 +46,15 @@ _llmuxctl() {
             verb=${verb:+$verb }$word
         fi
     done
+    # What readline leaves as it is: it replaces only what follows the last break.
+    local breaks=${COMP_WORDBREAKS//[^@:=]/} broken=''
+    if [[ $breaks ]]; then broken=${current%"${current##*[$breaks]}"}; fi
+    local user=${current%"${current##*@}"}
     case $before in
         -H | --host)
-            mapfile -t COMPREPLY < <(compgen -A hostname -- "$current")
+            mapfile -t COMPREPLY < <(
+                compgen -P "${user#"$broken"}" -A hostname -- "${current##*@}"
+            )
             return
             ;;
         -c | --config)
@@ -74,7 +100,7 @@ _llmuxctl() {
     for word in "${words[@]}"; do
         # Not compgen -W: it would expand what a name has in it.
         if [[ $word == "$current"* ]]; then
-            COMPREPLY+=("$(printf '%q' "$word")")
+            COMPREPLY+=("$(printf '%q' "${word#"$broken"}")")
         fi
     done
 }

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.unit.fake_units import a_model
+
 from .llmuxctl import a_terminal
 from .private_bus import ROOT, PrivateBus
 from .test_control import QWEN, House, house
@@ -21,7 +23,8 @@ COMPLETIONS = ROOT / "packaging" / "completions"
 async def complete(*words: str) -> list[str]:
     """What bash offers for the last of these words."""
     script = (
-        'source "$0"; COMP_WORDS=(llmuxctl "$@"); COMP_CWORD=$#; _llmuxctl 2>/dev/null;'
+        'source "$0"; COMP_WORDS=(llmuxctl "$@"); COMP_CWORD=$#; COMP_LINE="llmuxctl $*";'
+        " COMP_POINT=${#COMP_LINE}; _llmuxctl;"
         ' printf "%s\\n" "${COMPREPLY[@]}"'
     )
     shell = await asyncio.create_subprocess_exec(
@@ -50,6 +53,38 @@ async def complete(*words: str) -> list[str]:
 )
 async def test_offers(house: House, words: tuple[str, ...], offered: list[str]) -> None:  # noqa: F811
     assert await complete(*words) == offered
+
+
+@pytest.mark.parametrize(
+    ("line", "completed"),
+    [
+        ("llmuxctl sw", "llmuxctl switch"),
+        ("llmuxctl switch Q", f"llmuxctl switch {QWEN}"),
+        ("llmuxctl -H me@there show Q", f"llmuxctl -H me@there show {QWEN}"),
+        ("llmuxctl -H me@there:22 sho", "llmuxctl -H me@there:22 show"),
+        ("llmuxctl --host=me@there sho", "llmuxctl --host=me@there show"),
+        ("llmuxctl switch phi:", "llmuxctl switch phi:3b"),
+        ("llmuxctl switch ph", "llmuxctl switch phi:3b"),
+        ("llmuxctl warmup b phi:3", "llmuxctl warmup b phi:3b"),
+        ("llmuxctl logs nobody:", "llmuxctl logs nobody:"),
+    ],
+)
+async def test_bash_completes_words_that_readline_splits(
+    house: House,  # noqa: F811
+    line: str,
+    completed: str,
+) -> None:
+    house.stage.reload(a_model(QWEN), a_model("b"), a_model("phi:3b"))
+    await house.told()
+    setup = f"bind 'set enable-bracketed-paste off'; source {COMPLETIONS / 'llmuxctl.bash'}"
+    async with a_terminal("bash", "--norc", "--noprofile", "-i") as bash:
+        bash.type(f"PS1='> '; {setup}; echo rea''dy\n")
+        await bash.shows("ready\r\n")
+        await bash.shows("> ")
+        # ^A and a word in front turn the line into one that prints itself.
+        bash.type(f"{line}\t\x01echo '=\x05='\n")
+        shown = await bash.shows("=\r\n")
+        assert shown.rpartition("\n=")[2].removesuffix("=\r\n").rstrip() == completed
 
 
 async def test_nothing_is_offered_without_llmuxd(bus: PrivateBus) -> None:
@@ -87,6 +122,10 @@ async def fish(line: str) -> list[str]:
         ("llmuxctl logs --f", ["--follow"]),
         ("llmuxctl config ", ["check", "show"]),
         ("llmuxctl config show --c", ["--config"]),
+        ("llmuxctl config show ", []),
+        ("llmuxctl -H me@there sw", ["switch"]),
+        ("llmuxctl -H me@there switch Q", [QWEN]),
+        ("llmuxctl switch b ", []),
     ],
 )
 async def test_fish_offers(house: House, line: str, offered: list[str]) -> None:  # noqa: F811
