@@ -6,6 +6,7 @@ from dataclasses import replace
 from math import inf
 
 from .lanes import Lanes
+from .moment import Moment
 from .room import Gpu, NoRoom, Room, no_room, seen
 from .tenure import expires_at, keeps_until, loss
 from .views import Decision, ModelView, Stage
@@ -55,13 +56,14 @@ class Board:
         if self._weigh():
             self._judge_all()
 
-    def decide(self, now: float) -> Decision:
-        """What to do at `now`."""
+    def decide(self, now: float, host: int = 0) -> Decision:
+        """What to do at `now`, with so many bytes of the host's memory available."""
         for view in [view for view in self._delayed.values() if view.may_start_at <= now]:
             del self._delayed[view.name]
             self._lanes.add(view)
         pressure = self._lanes.pressure(now, self._leaving_takes())
-        plan = _Plan(self._gpus, self._holders.values(), pressure.late, now)
+        moment = Moment(self._measured, host)
+        plan = _Plan(self._gpus, self._holders.values(), pressure.late, now, moment)
         plan.ask_again(pressure.late_at)
         for view in self._delayed.values():
             plan.ask_again(view.may_start_at)
@@ -148,9 +150,11 @@ class _Plan:
         holders: Iterable[ModelView],
         late: set[int],
         now: float,
+        moment: Moment,
     ):
         self._now = now
         self._late = late
+        self._moment = moment
         self._holders = sorted(holders, key=loss)
         # Who may be sent away for the next waiter, least loss first.
         self._movable: list[ModelView] = []
@@ -169,6 +173,8 @@ class _Plan:
         self._considered: set[str] = set()
         self._again_at = inf
         self._activate: list[str] = []
+        self._beside: list[str] = []
+        self._come: list[ModelView] = []
         self._drain: list[str] = []
         self._call_back: list[str] = []
 
@@ -216,15 +222,22 @@ class _Plan:
             tuple(self._call_back),
             None if self._again_at == inf else self._again_at,
             refuse,
+            tuple(self._beside),
         )
 
     def _let_in(self, waiter: ModelView) -> None:
         victims = self._victims(waiter)
-        if victims:
-            self._send_away(victims, waiter)
-        elif self._present.fits(waiter):
+        if victims and not self._send_away(victims, waiter):
+            return
+        if self._present.fits(waiter):
             self._activate.append(waiter.name)
-            self._present.add(waiter)
+        elif self._moment.holds(waiter, [*self._holders, *self._come]):
+            self._activate.append(waiter.name)
+            self._beside.append(waiter.name)
+        else:
+            return
+        self._present.add(waiter)
+        self._come.append(waiter)
 
     def _victims(self, waiter: ModelView) -> list[ModelView]:
         """Who has to leave, beside those who do, so that the waiter fits."""
@@ -244,20 +257,23 @@ class _Plan:
         self._movable = [other for other in self._movable if other not in victims]
         return victims
 
-    def _send_away(self, victims: list[ModelView], waiter: ModelView) -> None:
-        """Drain all of them or none: one that left early would leave its place empty."""
+    def _send_away(self, victims: list[ModelView], waiter: ModelView) -> bool:
+        """Drain all of them or none: one that left early would leave its place empty.
+
+        Whether all of them go now.
+        """
         # One that was woken for a request serves it first; while it comes, nobody can stop it.
         ready = [v for v in victims if v.stage is Stage.IN and v.waiting_since is None]
         if not waiter.gpus & self._late:
             kept = max((keeps_until(victim, waiter) for victim in ready), default=0.0)
             if kept > self._now:
                 self.ask_again(kept)
-                return
+                return False
+        going = [victim for victim in ready if victim.may_leave_at <= self._now]
+        self._drain += [victim.name for victim in going]
         for victim in ready:
-            if victim.may_leave_at > self._now:
-                self.ask_again(victim.may_leave_at)
-            else:
-                self._drain.append(victim.name)
+            self.ask_again(victim.may_leave_at)
+        return len(going) == len(victims)
 
 
 def _without_held(gpus: Mapping[int, Gpu]) -> dict[int, Gpu]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from math import inf
 
+from .moment import Need
 from .room import NoRoom
 
 
@@ -26,7 +27,8 @@ class ModelView:
     active and has not got it; None where nobody waits. `may_start_at`: not to be started before
     (it failed lately). `may_leave_at`: not to be asked to leave before.
 
-    `vram`: bytes on each of its GPUs; None: all of them. `pin`: once in, it never leaves.
+    `vram`: bytes on each of its GPUs; None: all of them. `need`: what it was seen to take, where it
+    comes back or is there; None: not known. `pin`: once in, it never leaves.
     `priority`: the higher goes first. `busy`: has requests in flight. `in_since`, `idle_since`:
     when it came in, and when its last request ended.
 
@@ -46,6 +48,7 @@ class ModelView:
     may_start_at: float = 0.0
     may_leave_at: float = 0.0
     vram: int | None = None
+    need: Need | None = None
     pin: bool = False
     priority: int = 0
     busy: bool = False
@@ -58,6 +61,11 @@ class ModelView:
     max_wait: float = inf
     min_active: float = 0.0
     ttl: float | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether it has all of its memory already."""
+        return self.stage not in (Stage.OUT, Stage.COMING)
 
     @property
     def switch_cost(self) -> float:
@@ -79,7 +87,9 @@ class ModelView:
 class Decision:
     """What to do now, and when to ask again even if nothing happens (None: no need).
 
-    `refuse`: who waits in vain, and why.
+    `beside`: those of `activate` that come while others hold their GPUs still, by what was measured
+    to be free; who is to leave for one of them leaves once it answers. `refuse`: who waits in vain,
+    and why.
     """
 
     activate: tuple[str, ...] = ()
@@ -87,3 +97,4 @@ class Decision:
     call_back: tuple[str, ...] = ()
     again_at: float | None = None
     refuse: tuple[NoRoom, ...] = ()
+    beside: tuple[str, ...] = ()

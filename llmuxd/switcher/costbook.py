@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The learnt costs, kept over restarts."""
+"""The learnt costs and needs, kept over restarts."""
 
 import asyncio
 import logging
@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from .. import files
 from ..costs import Cost, Costs
+from ..needs import Needs
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +25,7 @@ class CostBook:
 
     def __init__(self) -> None:
         self.costs = Costs()
+        self.needs = Needs()
         self.listeners: list[Callable[[str, Cost, float], None]] = []
         self._path = files.state_root() / "costs.json"
         self._learnt = asyncio.Event()
@@ -36,9 +38,17 @@ class CostBook:
         for listener in self.listeners:
             listener(model, cost, seconds)
 
+    def learn_need(self, model: str, held: int) -> bool:
+        """It was seen to hold so many bytes of a GPU; whether it never held so many before."""
+        more = self.needs.learn(model, held)
+        if more:
+            self._learnt.set()
+        return more
+
     def forget(self, model: str) -> None:
         """The model is gone, or became another."""
         self.costs.forget(model)
+        self.needs.forget(model)
         self._learnt.set()
 
     async def load(self) -> None:
@@ -46,9 +56,12 @@ class CostBook:
         if self._loaded:
             return
         raw = await asyncio.to_thread(files.read_json, self._path)
-        models = raw.get("models") if raw and raw.get("version") == VERSION else None
+        told = raw if raw and raw.get("version") == VERSION else {}
+        models, needs = told.get("models"), told.get("vram")
         if isinstance(models, dict):
             self.costs = Costs.from_json(models)
+        if isinstance(needs, dict):
+            self.needs = Needs.from_json(needs)
         self._loaded = True
 
     async def keep(self) -> None:
@@ -63,7 +76,9 @@ class CostBook:
         if not self._learnt.is_set():
             return
         self._learnt.clear()
-        value = {"version": VERSION, "models": self.costs.to_json()}
+        value = {
+            "version": VERSION, "models": self.costs.to_json(), "vram": self.needs.to_json(),
+        }  # fmt: skip
         try:
             await asyncio.to_thread(files.write_json, self._path, value)
         except OSError as error:

@@ -57,7 +57,7 @@ class Decider:
 
     def measure(self, gpus: Mapping[int, Gpu]) -> None:
         """The GPUs' memory is this now."""
-        self._board.measure(gpus)
+        self._take(gpus)
         self._fleet.woken.set()
 
     async def has_room(self, model: Model) -> bool:
@@ -79,15 +79,19 @@ class Decider:
         return None if due == inf else max(due - time, 0.0)
 
     async def _decide(self) -> tuple[float, Decision]:
+        begin = now()
         while True:
             time = await self._catch_up()
-            decision = self._board.decide(time)
+            decision = self._board.decide(time, memory.available() if self._anybody_waits() else 0)
             asked = [
                 self._fleet.models[verdict.model].waiters[-1].arrived for verdict in decision.refuse
             ]
+            if any(self._book.needs.known(name) for name in decision.beside):
+                asked.append(begin)
             if self._gauge is None or max(asked, default=-inf) <= self._measured_at:
                 return time, decision
-            # Nobody is refused by what was measured before it asked.
+            # Nobody is refused by what was measured before it asked, and nobody let in beside
+            # another by what was free a while ago.
             await self._measure()
 
     async def _catch_up(self) -> float:
@@ -103,6 +107,9 @@ class Decider:
             # By the time that it is done others may have left.
             await self._measure()
 
+    def _anybody_waits(self) -> bool:
+        return any(model.waiters for model in self._fleet.models.values())
+
     def _is_room_asked_for(self) -> bool:
         return any(m.waiters and m.config.vram is not None for m in self._fleet.models.values())
 
@@ -110,7 +117,17 @@ class Decider:
         self._outdated = False
         self._measured_at = now()
         if self._gauge is not None:
-            self._board.measure(await self._gauge())
+            self._take(await self._gauge())
+
+    def _take(self, gpus: Mapping[int, Gpu]) -> None:
+        self._board.measure(gpus)
+        for gpu in gpus.values():
+            for name, held in gpu.held.items():
+                model = self._fleet.models.get(name)
+                # On its way in it has not all of it yet, on its way out not any more.
+                there = model is not None and self._fleet.stage(model) in (Stage.IN, Stage.DRAINING)
+                if there and self._book.learn_need(name, held):
+                    self._fleet.dirty.add(name)
 
     def _obey(self, decision: Decision) -> None:
         models = self._fleet.models
@@ -125,7 +142,13 @@ class Decider:
             self._leaving.read_ahead()
         for name in decision.drain:
             model = models[name]
-            self._transitions.begin(model, Stage.DRAINING, self._leaving.make_room(model))
+            after = [
+                models[other]
+                for other in decision.beside
+                if set(models[other].config.gpus) & set(model.held)
+            ]
+            work = self._leaving.make_room(model, after)
+            self._transitions.begin(model, Stage.DRAINING, work)
         for name in decision.activate:
             model = models[name]
             self._transitions.begin(model, Stage.COMING, self._coming.activate(model))

@@ -3,6 +3,7 @@
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from .. import helper, memory, readahead
@@ -55,8 +56,13 @@ class Leaving:
             assert model.checkpoint is not None
             self._tasks.spawn(_read_ahead(model.checkpoint))
 
-    async def make_room(self, model: Model) -> None:
-        """Leave the GPU for another model, by the tier that was configured if it can be."""
+    async def make_room(self, model: Model, after: Sequence[Model] = ()) -> None:
+        """Leave the GPU for another model, by the tier that was configured if it can be.
+
+        Not before those of `after` have come in; where they do not come, it stays.
+        """
+        if not await self._see_in(model, after):
+            return
         if model.config.tier is Tier.PARK and not memory.short():
             try:
                 await self.park(model)
@@ -110,6 +116,16 @@ class Leaving:
                 f"{model.name!r} could not be parked", f"'llmuxctl logs {model.name}' shows why"
             )
         self._book.learn(model.name, Cost.PARK, now() - begin)
+
+    async def _see_in(self, model: Model, newcomers: Sequence[Model]) -> bool:
+        """Wait for those who come in beside the model; whether they, or others, need its place."""
+        for newcomer in newcomers:
+            log.info("%s leaves once %s answers: there is room for both until then", model.name,
+                     newcomer.name, extra=about(model=model.name, phase="draining"))  # fmt: skip
+            while newcomer.transition is not None:
+                await asyncio.wait([newcomer.transition])
+        here = [each for each in newcomers if self._fleet.stage(each) is Stage.IN]
+        return bool(here) or not newcomers
 
     async def _drain(self, model: Model) -> None:
         requests = model.in_flight

@@ -5,7 +5,7 @@ from math import inf
 
 from ..config import MAX_PRIORITY, Tier
 from ..costs import Cost, Costs
-from ..policy import ModelView, Stage
+from ..policy import ModelView, Need, Stage
 from ..state import State
 from .costbook import CostBook
 from .fleet import Fleet
@@ -36,6 +36,7 @@ def view(fleet: Fleet, book: CostBook, model: Model) -> ModelView:
         may_start_at=model.may_start_at,
         may_leave_at=model.may_leave_at,
         vram=config.vram,
+        need=_need(fleet, book, model, stage),
         pin=model.pin,
         priority=LAST if preload else _priority(model),
         busy=model.in_flight > 0,
@@ -49,6 +50,19 @@ def view(fleet: Fleet, book: CostBook, model: Model) -> ModelView:
         min_active=config.min_active,
         ttl=config.ttl,
     )
+
+
+def _need(fleet: Fleet, book: CostBook, model: Model, stage: Stage) -> Need | None:
+    """Not of one that would start cold, nor of one that failed: perhaps for want of room."""
+    devices, host = model.config.device_names, 0
+    if stage is not Stage.OUT or model.parked:
+        devices = model.activation.devices if model.activation else devices
+    elif model.checkpoint is not None and fleet.state(model) is State.CHECKPOINTED:
+        host = model.checkpoint.size
+    else:
+        return None
+    vram = book.needs.known(model.name) if devices else 0
+    return None if vram is None or model.failures else Need(vram, host)
 
 
 def _priority(model: Model) -> int:

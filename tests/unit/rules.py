@@ -177,6 +177,8 @@ class Rules:
 
     def _check_room(self, model: Model) -> None:
         """Rule 7: whoever comes finds the room that it needs."""
+        if not model.config.device_names and self._comes_back(model):
+            return  # it takes nothing of a GPU
         if self._changed_at == clock():
             return  # it was decided before it needed other room
         for number in model.config.gpus:
@@ -196,6 +198,13 @@ class Rules:
                 self.breaks(7, f"{model.name} comes to GPU {number}, where {names} are")
             elif gpu and len(told) == len(sizes) and sum(told) + gpu.foreign > gpu.total:
                 self.breaks(7, f"{model.name} comes to GPU {number}, which has not the room")
+
+    def _holds_device(self, name: str) -> bool:
+        model = self._model(name)
+        return model is None or bool(model.config.device_names)
+
+    def _comes_back(self, model: Model) -> bool:
+        return self.units.status(model.name).up or not self.switcher.why_no_checkpoint(model.name)
 
     def _check_cool_down(self, model: Model) -> None:
         """Rule 5: one failure is tried again after a while, and each further one later."""
@@ -220,7 +229,9 @@ class Rules:
         if model.commanded or self._may_expire(model) or model.draining_since <= self._changed_at:
             return
         # One that was started by hand while this one drained has taken the place already.
-        there = set(self.units.holders()) & self.units.strangers.keys()
+        # And who came beside it has it, and may have served already who wanted it.
+        met = {name for name in self.units.holders() if not self._holds_device(name)}
+        there = (set(self.units.holders()) & self.units.strangers.keys()) | met
         wanted = any(
             (self._wanted(other.name) or other.name in there)
             and set(other.config.gpus) & set(model.held)

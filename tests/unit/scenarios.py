@@ -69,6 +69,14 @@ models = st.builds(
     request_timeout=st.sampled_from([1800.0, 1800.0, 40.0]),
     drain_timeout=st.sampled_from([None, 10.0]),
 )
+
+
+def _named(name: str, model: ModelConfig) -> ModelConfig:
+    """Some hold no device: they come back beside whoever has their place."""
+    free = model.tier is Tier.PARK and model.vram is None
+    return replace(model, name=name, devices=() if free else None)
+
+
 OPERATORS = ("switch", "checkpoint", "park", "stop", "warmup", "preload")
 ACTIONS = (
     *("ask",) * 10,
@@ -90,7 +98,7 @@ event = st.builds(
 )
 scenarios = st.builds(
     lambda found, measured, pace, events: Scenario(
-        tuple(replace(model, name=name) for name, model in zip(NAMES, found, strict=False)),
+        tuple(_named(name, model) for name, model in zip(NAMES, found, strict=False)),
         measured,
         pace,
         tuple(events),

@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmuxd.costs import SAMPLES, Cost, Costs
+from llmuxd.needs import Needs
 
 
 def learnt(*seconds: float) -> Costs:
@@ -86,3 +87,14 @@ def test_survives_a_file(measured: dict[str, dict[Cost, list[float]]]) -> None:
         for cost, samples in by_cost.items():
             assert again.known(model, cost) == costs.known(model, cost)
             assert again.at_worst(model, cost) <= max(samples[-SAMPLES:])
+
+
+def test_the_most_that_was_held_is_what_is_needed() -> None:
+    needs = Needs()
+    assert needs.known("a") is None
+    assert needs.learn("a", 2) and not needs.learn("a", 1)
+    needs.learn("b", 5)
+    again = Needs.from_json({**needs.to_json(), "c": "much", "d": None})
+    assert [again.known(name) for name in "abcd"] == [2, 5, None, None]
+    again.forget("a")
+    assert again.known("a") is None

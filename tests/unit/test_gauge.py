@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
-from llmuxd.config import ModelConfig
+from llmuxd.config import ModelConfig, Tier
 from llmuxd.errors import NoRoom
 from llmuxd.policy import Gpu
 from llmuxd.state import State
@@ -23,6 +23,7 @@ class Host:
     def __init__(self) -> None:
         self.stage: Stage | None = None
         self.foreign = 0
+        self.takes = 0  # GiB of each model, whatever it says
         self.known = True
         self.gate: Gate | None = None
 
@@ -40,9 +41,9 @@ class Host:
         if not self.known:
             return {}
         held = {
-            name: model.vram or 0
+            name: self.takes * GIB if self.takes else model.vram or 0
             for name, model in stage.config.models.items()
-            if not stage.units.status(name).down
+            if not stage.units.status(name).down and not stage.switcher.model(name).parked
         }
         return {0: Gpu(24 * GIB, self.foreign * GIB, held=held)}
 
@@ -159,6 +160,24 @@ async def test_where_nothing_can_be_measured_models_take_turns() -> None:
         await stage.ask("a")
         await stage.ask("b")
         assert stage.units.log == ["measure", "start a", "stop a", "measure", "start b"]
+
+
+async def test_who_comes_back_meets_who_leaves_where_what_is_free_holds_both() -> None:
+    parking = [replace(a_model(name), tier=Tier.PARK) for name in ("a", "b")]
+    async with on_host(*parking) as (host, stage):
+        host.takes = 10
+        for name in ("a", "b"):
+            await stage.ask(name)
+            stage.switcher.measure(await host.measure())
+        stage.units.log.clear()
+        await stage.ask("a")
+        await stage.until_idle()
+        assert stage.units.log == ["measure", "reload a", "reload b"]
+        host.foreign = 4
+        stage.units.log.clear()
+        await stage.ask("b")
+        await stage.until_idle()
+        assert stage.units.log == ["measure", "reload a", "reload b"]
 
 
 async def test_preloading_knows_the_room() -> None:

@@ -504,7 +504,9 @@ async def test_a_model_that_parks_leaves_and_comes_back_by_reloads_of_its_unit()
         await stage.ask("b")
         assert stage.switcher.state("a") is State.PARKED
         await stage.ask("a")
-        assert stage.units.log == ["start a", "reload a", "start b", "stop b", "reload a"]
+        await stage.until_idle()
+        # It holds no GPU: so it comes back beside the other, which leaves behind its back.
+        assert stage.units.log == ["start a", "reload a", "start b", "reload a", "stop b"]
 
 
 async def test_a_model_that_cannot_be_parked_is_checkpointed() -> None:
@@ -525,7 +527,39 @@ async def test_a_parked_model_that_does_not_come_back_is_ended_and_started_anew(
         await stage.ask("b")
         stage.units.break_verb("reload", "a", times=1)
         await stage.ask("a")
-        assert stage.units.log[-3:] == ["reload a", "stop a", "start a"]
+        assert stage.units.log[-4:] == ["reload a", "stop a", "stop b", "start a"]
+
+
+async def test_one_that_was_to_leave_stays_where_the_newcomer_does_not_come() -> None:
+    async with on_stage(PARKING, B) as stage:
+        await stage.ask("a")
+        await stage.ask("b")
+        gate = stage.units.hold("reload", "a")
+        client = stage.client("a")
+        await gate.reached.wait()
+        assert stage.switcher.state("b") is State.DRAINING
+        stage.units.break_verb("reload", "a", times=1)
+        await client.leave()
+        gate.open()
+        await stage.until_state("b", State.SERVING)
+        await stage.ask("b")
+        assert stage.units.log[-2:] == ["reload a", "stop a"]
+
+
+async def test_an_image_comes_in_beside_another_where_memory_is_plenty(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cpu = replace(A, devices=())
+    async with on_stage(cpu, B) as stage:
+        await stage.ask("a")
+        await stage.ask("b")
+        await stage.ask("a")
+        await stage.until_idle()
+        assert stage.units.log[-2:] == ["start a", "stop b"]
+        await stage.ask("b")
+        monkeypatch.setattr("llmuxd.memory.available", lambda: 1)
+        await stage.ask("a")
+        assert stage.units.log[-2:] == ["stop b", "start a"]
 
 
 async def test_a_parked_model_that_was_reloaded_by_hand_serves() -> None:
