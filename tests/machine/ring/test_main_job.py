@@ -53,7 +53,7 @@ def test_a_switch_back_and_forth_keeps_the_servers_memory() -> None:
     two_fakes()
     first = complete(OPT).text
     assert complete("qwen").text
-    assert [state(OPT), state(QWEN)] == ["checkpointed", "serving"]
+    eventually(lambda: [state(OPT), state(QWEN)] == ["checkpointed", "serving"], "one has left")
     assert complete(OPT).text == first
     assert counter(OPT) == 2
     assert complete(QWEN).text

@@ -33,7 +33,8 @@ def test_models_that_park_take_turns_in_memory() -> None:
     for number in range(2, 5):
         for old, new in ((QWEN, OPT), (OPT, QWEN)):
             assert complete(new).text == texts[new]
-            assert state(old) == "parked" and container_frozen(old)
+            eventually(lambda old=old: state(old) == "parked", "it has left")  # type: ignore[misc]
+            assert container_frozen(old)
             assert counter(new) == number
 
 
@@ -41,7 +42,7 @@ def test_a_parked_model_can_be_checkpointed_and_stopped() -> None:
     _parking()
     assert complete(OPT).text
     assert complete(QWEN).text
-    assert state(OPT) == "parked"
+    eventually(lambda: state(OPT) == "parked", "it has left")
     sh("llmuxctl", "checkpoint", OPT)
     assert state(OPT) == "checkpointed"
     sh("llmuxctl", "park", QWEN)
