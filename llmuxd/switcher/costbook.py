@@ -38,12 +38,10 @@ class CostBook:
         for listener in self.listeners:
             listener(model, cost, seconds)
 
-    def learn_need(self, model: str, held: int) -> bool:
-        """It was seen to hold so many bytes of a GPU; whether it never held so many before."""
-        more = self.needs.learn(model, held)
-        if more:
+    def learn_need(self, model: str, held: int) -> None:
+        """It was seen to hold so many bytes of a GPU."""
+        if self.needs.learn(model, held):
             self._learnt.set()
-        return more
 
     def forget(self, model: str) -> None:
         """The model is gone, or became another."""

@@ -52,6 +52,8 @@ class Decider:
         # One left, or died, after the last measurement was begun.
         self._outdated = True
         self._measured_at = -inf
+        # What each model was last seen to hold of a GPU, in bytes.
+        self._held: dict[str, int] = {}
         self._parked: set[str] = set()
         self._connect_at: dict[str, float] = {}
 
@@ -121,13 +123,12 @@ class Decider:
 
     def _take(self, gpus: Mapping[int, Gpu]) -> None:
         self._board.measure(gpus)
+        before, self._held = self._held, {}
         for gpu in gpus.values():
             for name, held in gpu.held.items():
-                model = self._fleet.models.get(name)
-                # On its way in it has not all of it yet, on its way out not any more.
-                there = model is not None and self._fleet.stage(model) in (Stage.IN, Stage.DRAINING)
-                if there and self._book.learn_need(name, held):
-                    self._fleet.dirty.add(name)
+                self._held[name] = max(held, self._held.get(name, 0))
+        changed = {name for name, held in self._held.items() if held != before.get(name)}
+        self._fleet.dirty |= changed & self._fleet.models.keys()
 
     def _obey(self, decision: Decision) -> None:
         models = self._fleet.models
@@ -172,6 +173,9 @@ class Decider:
         model = self._fleet.models.get(name)
         before, seen = self._seen.pop(name, None), None
         if model is not None:
+            if self._fleet.stage(model) in (Stage.IN, Stage.DRAINING):
+                # On its way in it has not all of it yet, on its way out not any more.
+                self._book.learn_need(name, self._held.get(name, 0))
             shown = view(self._fleet, self._book, model)
             self._board.put(shown)
             down = self._fleet.units.status(name).down

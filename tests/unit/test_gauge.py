@@ -167,8 +167,12 @@ async def test_who_comes_back_meets_who_leaves_where_what_is_free_holds_both() -
     async with on_host(*parking) as (host, stage):
         host.takes = 10
         for name in ("a", "b"):
-            await stage.ask(name)
+            client = stage.client(name)
+            await stage.until_state(name, State.STARTING)
+            # What it takes is seen while it comes, and does not change any more.
             stage.switcher.measure(await host.measure())
+            await client.admitted.wait()
+            await client.finish()
         stage.units.log.clear()
         await stage.ask("a")
         await stage.until_idle()
