@@ -32,8 +32,9 @@ NOT_OF_CONTAINER = frozenset(
     }
 )  # fmt: skip
 # The number of the way in which container.py turns a definition into podman's flags: 1 had none of
-# its locks. A checkpoint of another number is not restored.
-CONTAINER_FORM = 2
+# its locks, 2 was in podman's network with all others. A checkpoint of another number is not
+# restored.
+CONTAINER_FORM = 3
 # The C loader is ten times faster, and llmux-model reads the file at each start; it is
 # missing where PyYAML was built without libyaml.
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)

@@ -120,8 +120,9 @@ def leftovers() -> list[str]:
 
 
 def wipe() -> None:
-    """Forget every container and checkpoint."""
+    """Forget every container, its network and its checkpoint."""
     sh("podman", "rm", "--all", "--force", "--time", "0")
+    sh("podman", "network", "prune", "--force")
     for path in CHECKPOINTS.glob("*.json"):
         path.unlink()
     for path in Path("/run/llmux").glob("*"):

@@ -147,11 +147,12 @@ def upgrade_below_a_stream(upgrade: list[str]) -> None:
 
 
 def nothing_is_left(bare: set[Path], but: set[Path]) -> None:
-    """No file, unit, process, port or container."""
+    """No file, unit, process, port, container or network."""
     assert files() - bare == but
     assert bare - files() == set()
     assert sh("systemctl", "list-units", "--all", "--plain", "--no-legend", "llmux*") == ""
     assert sh("podman", "ps", "--all", "--quiet") == ""
+    assert sh("podman", "network", "ls", "--quiet") == "podman"
     assert leftovers() == []
 
 
