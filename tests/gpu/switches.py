@@ -111,8 +111,10 @@ def both_fit(notes: Notes) -> None:
 def moment(notes: Notes) -> None:
     """Parked, with room on the card for both: the old one may leave once the new one answers."""
     configure(tier="park")
-    for name in MODELS * 2:
+    for name in MODELS:
         told(notes, "for a moment, first", name)
+        sh("llmuxctl", "park", name, timeout=120)
+    ask(MODELS[-1])
     for _ in range(ROUNDS):
         for name in MODELS:
             told(notes, "both for a moment", name)
