@@ -21,6 +21,10 @@ HUNG = 75.0
 # A connection whose other end was killed is seen to break within so many seconds.
 NOTICED = 3.0
 
+# How llmuxd says that a server is gone, and that a request's time is over.
+LOST = "502 backend_lost"
+LATE = "504 request_timeout"
+
 
 class End(StrEnum):
     """How a request ended, for the table."""
@@ -92,6 +96,8 @@ class Load:
         self.lengthy = False
         # The engine takes some requests and never answers them.
         self.unanswered = False
+        # The fault because of which models keep their GPUs until a request's time is over.
+        self.stalled: Row | None = None
         self._chance = chance
         self._running: set[asyncio.Task[None]] = set()
         self._unanswered: set[asyncio.Task[None]] = set()
@@ -152,10 +158,12 @@ class Load:
         except TimeoutError:
             end, how = (End.LEFT, "") if self.hurried or patience < HUNG else (End.HUNG, "no end")
         ended = time.monotonic()
-        if end is End.LOST:
-            for excuse in self.excuses:
-                if excuse.holds(model, begun, ended):
-                    row, end, how = excuse.row, End.REFUSED, "broken"
+        for excuse in self.excuses:
+            # An answer that had not begun is refused, one that had is broken.
+            if (end is End.LOST or how == LOST) and excuse.holds(model, begun, ended):
+                row, end, how = excuse.row, End.REFUSED, how if how == LOST else "broken"
+        if how == LATE and self.stalled is not None:
+            row = self.stalled
         if end is not End.REFUSED:
             how += f" after {ended - begun:.1f} s"
         row.count(end, how, model)

@@ -167,13 +167,14 @@ class Faults:
             self._load.hurried = False
 
     async def _never_answers(self) -> None:
-        self._load.unanswered = True
+        self._load.unanswered, self._load.stalled = True, self._load.row
         try:
             await asyncio.sleep(3)
-        finally:
             self._load.unanswered = False
-        # Their models keep the GPU until their time is over: who waits for it is refused for that.
-        await self._load.answered()
+            # Their models keep the GPU until their time is over: who waits for it is refused then.
+            await self._load.answered()
+        finally:
+            self._load.unanswered, self._load.stalled = False, None
 
     async def _clock(self) -> None:
         try:
