@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from .guest import OPT, eventually, fails, sh, state, two_fakes
+from .guest import OPT, QWEN, eventually, fails, sh, state, stream, two_fakes
 
 USER = "llmux-test"
 AS_USER = ("runuser", "-u", USER, "--")
@@ -98,3 +98,18 @@ def test_user_with_a_rule_may_what_the_rule_says(user: None) -> None:
         _, said = fails(*AS_USER, *change)
         assert "authenticate" in said.lower(), said
     assert state(OPT) == "serving"
+
+
+def test_only_who_may_cancels_a_job(user: None) -> None:
+    two_fakes()
+    with stream(OPT, 400, seconds_per_token=0.05) as tokens:
+        next(tokens)
+        # Waits for the stream's end, which is far.
+        job = sh(*CALL, "Switch", "s", QWEN).split('"')[1]
+        cancel = ("busctl", "call", "org.llmux", job, "org.llmux.Job", "Cancel")
+        _, said = fails(*AS_USER, *cancel)
+        assert "authenticate" in said.lower(), said
+        assert job in sh(*CALL, "ListJobs")
+        sh(*cancel)
+        eventually(lambda: job not in sh(*CALL, "ListJobs"), "the job is gone")
+    assert state(QWEN) == "cold"
