@@ -3,7 +3,10 @@
 
 Each switch is timed to the end of the first completion, of one token. By hand is what one does
 without llmuxd: podman container checkpoint, podman container restore, ask for the health each
-second. Runs in the test machine; the models are those of tests/machine/weights.py.
+second. Each switch begins once the one before has come to its end, the leaving of the old model
+included, which llmuxd has behind the new one's coming where memory holds both; `at once` has it
+begin with the answer before, and wait for what is left of that. Runs in the test machine; the
+models are those of tests/machine/weights.py.
 """
 
 import argparse
@@ -31,6 +34,7 @@ PATHS = {OPT: "/srv/models/opt-125m", QWEN: "/srv/models/qwen2.5-3b-instruct"}
 _SELF = "tests.bench.switch"
 PODMAN = "  podman and CRIU alone"
 FREEZER = "  bare freeze and thaw"
+AT_ONCE = ", at once"
 # Switches in all, after which nothing may be left; and what llmuxd itself may have grown by.
 ENDURANCE = 100
 MAX_GROWTH_MB = 8.0
@@ -184,9 +188,24 @@ def by_llmuxd(bench: Bench, way: str, **more: Any) -> None:
     for model in MODELS:
         bench.texts.setdefault(model, ask(model))
         ask(model)
-    for old, new in turns(bench.rounds):
+    rest()
+    for _, new in turns(bench.rounds):
         bench.time(way, new, lambda new=new: ask(new))  # type: ignore[misc]
-        assert guest.state(old) != "serving", f"{old} did not leave"
+        rest()
+    # A cold start comes into an empty place only: there it is the same.
+    for _, new in turns(bench.rounds if more.get("checkpoint") is not False else 0):
+        bench.time(f"{way}{AT_ONCE}", new, lambda new=new: ask(new))  # type: ignore[misc]
+    rest()
+
+
+def rest() -> None:
+    """Wait until one serves and the other has left."""
+    guest.eventually(lambda: _states() & {"draining", "starting"} == set(), "all is at rest")
+    assert len(_states()) == len(MODELS), "both serve"
+
+
+def _states() -> set[str]:
+    return {guest.state(model) for model in MODELS}
 
 
 def bare_freezer(bench: Bench) -> None:
