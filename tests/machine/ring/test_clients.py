@@ -186,6 +186,35 @@ def test_structured_output_and_anthropic_on_a_real_engine() -> None:
     assert "chat_template" in page
 
 
+def test_anthropic_retries_times_out_and_leaves() -> None:
+    if not _has(LLAMA):
+        pytest.skip("llama-server's image is not built")
+    import anthropic
+
+    configure({GEMMA: _llama(GEMMA)}, {"volumes": VOLUMES})
+    with_keys({"limited": {"concurrency": 1}})
+    asked: dict[str, Any] = {"model": GEMMA, "max_tokens": 1500, "messages": HELLO}
+    url: dict[str, Any] = {"base_url": URL, "api_key": "sk-limited"}
+    with pytest.raises(anthropic.AuthenticationError) as unknown:
+        anthropic.Anthropic(base_url=URL, api_key="none").messages.create(**asked)
+    assert unknown.value.type == "authentication_error"
+
+    async def run() -> None:
+        client = anthropic.AsyncAnthropic(**url, max_retries=0)
+        async with client, client.messages.stream(**asked) as stream:
+            async for _ in stream.text_stream:
+                break
+            with pytest.raises(anthropic.RateLimitError):
+                await client.messages.create(**asked)
+        await asyncio.to_thread(eventually, lambda: in_flight(GEMMA) == 0, "its place is free", 5.0)
+
+    asyncio.run(run())
+    hasty = anthropic.Anthropic(**url, timeout=0.05, max_retries=0)
+    with pytest.raises(anthropic.APITimeoutError):
+        hasty.messages.create(**asked)
+    eventually(lambda: in_flight(GEMMA) == 0, "the client that gave up frees its place", 5.0)
+
+
 def test_curl() -> None:
     two_models()
     body = json.dumps({"model": FAKE, "messages": HELLO, "max_tokens": 3, "stream": True})
