@@ -27,6 +27,12 @@ def _parking(**more: Any) -> None:
     configure({name: {"args": ["--model", name], "tier": "park", **more} for name in (OPT, QWEN)})
 
 
+def _activated_by(model: str) -> str:
+    path = names.object_path(model)
+    line = sh("busctl", "get-property", "org.llmux", path, "org.llmux.Model", "ActivatedBy")
+    return line.split('"')[1]
+
+
 def test_models_that_park_take_turns_in_memory() -> None:
     _parking()
     texts = {model: complete(model).text for model in (OPT, QWEN)}
@@ -36,6 +42,7 @@ def test_models_that_park_take_turns_in_memory() -> None:
             eventually(lambda old=old: state(old) == "parked", "it has left")  # type: ignore[misc]
             assert container_frozen(old)
             assert counter(new) == number
+            assert _activated_by(new) == "resume"
 
 
 def test_a_parked_model_can_be_checkpointed_and_stopped() -> None:
