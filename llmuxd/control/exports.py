@@ -111,26 +111,30 @@ class Control:
 
     def _emit_model(self, name: str) -> None:
         interface = self._models[name]
-        self._emit_changed(name, interface, _properties(interface))
+        self._emit_changed(names.object_path(name), interface, _properties(interface))
 
-    def _emit_changed(self, key: str, interface: ServiceInterface, current: dict[str, Any]) -> None:
-        seen = self._seen.get(key, {})
+    def _emit_changed(
+        self, path: str, interface: ServiceInterface, current: dict[str, Any]
+    ) -> None:
+        seen = self._seen.get(path, {})
         changed = {name: value for name, value in current.items() if seen.get(name) != value}
         if changed:
-            self._seen[key] = current
+            self._seen[path] = current
             interface.emit_properties_changed(changed)
 
     def _export_model(self, name: str) -> None:
         assert self._bus is not None
         interface = ModelInterface(self._switcher, name)
         self._models[name] = interface
-        self._seen[name] = _properties(interface)
-        self._bus.export(names.object_path(name), interface)
+        path = names.object_path(name)
+        self._seen[path] = _properties(interface)
+        self._bus.export(path, interface)
 
     def _unexport_model(self, name: str) -> None:
         if self._bus is not None and self._models.pop(name, None) is not None:
-            self._seen.pop(name, None)
-            self._bus.unexport(names.object_path(name))
+            path = names.object_path(name)
+            self._seen.pop(path, None)
+            self._bus.unexport(path)
 
     def _export_job(self, job: Job) -> None:
         assert self._bus is not None

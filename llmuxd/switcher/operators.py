@@ -38,7 +38,7 @@ class Operators:
     def switch(self, name: str) -> Job:
         """Make the model serve."""
         model = self._fleet.resolve(name)
-        model.may_start_at, model.failures = 0.0, 0
+        self._forgive(model)
 
         async def work(job: Job) -> None:
             await self._admission.enter(model, Wish.OPERATOR)
@@ -95,7 +95,7 @@ class Operators:
     def warmup(self, name: str) -> Job:
         """Have a checkpoint of the model on disk: start it, wait for its health, dump it."""
         model = self._fleet.resolve(name)
-        model.may_start_at, model.failures = 0.0, 0
+        self._forgive(model)
 
         async def work(job: Job) -> None:
             if self._fleet.state(model) is State.CHECKPOINTED:
@@ -106,6 +106,11 @@ class Operators:
                 _require_checkpoint(model)
 
         return self.jobs.add(Kind.WARMUP, model.name, work, self._warming(model))
+
+    def _forgive(self, model: Model) -> None:
+        """What failed before does not count against what an operator asks for."""
+        model.may_start_at, model.failures = 0.0, 0
+        self._fleet.tell(model.name)
 
     def _warming(self, model: Model) -> float:
         """Seconds until it is on disk; 0: not known, or it is there already."""

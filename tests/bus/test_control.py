@@ -423,6 +423,35 @@ async def test_the_manager_repeats_nothing(house: House) -> None:
     assert seen == [("ActiveModels", ["b"])]
 
 
+async def test_no_value_is_told_twice(house: House) -> None:
+    """Not even where a model has the name of another object's path."""
+    house.stage.reload(a_model(QWEN), a_model("b"), a_model("/Manager"))
+    await house.told()
+    paths = {"/Manager": MANAGER, PATH: MODEL, "/Model/b": MODEL, "/Model/_2fManager": MODEL}
+    known = {path: await house.caller.get_all(path, name) for path, name in paths.items()}
+    earlier = len(await house.caller.heard("PropertiesChanged"))
+    for name in ("/Manager", "b", QWEN):
+        await house.stage.ask(name)
+        await house.told()
+    for path, body in (await house.caller.heard("PropertiesChanged"))[earlier:]:
+        assert isinstance(body[1], dict)
+        for key, value in body[1].items() if path in known else ():
+            assert known[path][key] != value.value, (path, key)
+            known[path][key] = value.value
+
+
+async def test_failures_that_are_forgiven_are_told(house: House) -> None:
+    house.stage.switcher.model("b").failures = 1
+    house.control.model_changed("b")
+    await house.told()
+    job = house.stage.switcher.switch("b")
+    house.stage.switcher.jobs.cancel(job.number)
+    await house.stage.result(job)
+    await house.told()
+    assert house.changes("/Model/b", "Failures") == [1, 0]
+    assert await house.caller.get("/Model/b", MODEL, "Failures") == 0
+
+
 async def test_a_pinned_model_says_so_until_it_is_unpinned(house: House) -> None:
     assert await house.caller.call("/Manager", "Pin", "qwen") is None
     assert await house.caller.get(PATH, MODEL, "Pinned") is True
