@@ -168,6 +168,8 @@ class Config:
     response_headers: bool = True
     waiting_comments: bool = False
     park_memory: int | None = None  # bytes; None: no limit but the host's
+    checkpoint_limit: int | None = None  # images on disk; None: one for each model
+    checkpoint_space: int | None = None  # bytes; None: a share of their file system
     text: str = field(default="", repr=False, compare=False)
 
     @cached_property
@@ -261,8 +263,10 @@ class _Reader(Nodes):
                     values[name] = self.text(node, name)
                 case "response_headers" | "waiting_comments":
                     values[name] = self.boolean(node, name)
-                case "park_memory":
+                case "park_memory" | "checkpoint_space":
                     values[name] = None if node.tag == NULL else self.size(node, name)
+                case "checkpoint_limit":
+                    values[name] = None if node.tag == NULL else self.integer(node, name, low=1)
                 case "upstream":
                     values[name] = Upstream(self.choice(node, name, list(Upstream)))
                 case _:

@@ -12,6 +12,7 @@ from .. import accepted, config, journal, names, stored
 from ..errors import LlmuxError, NoSuchModel
 from ..events import Event, about
 from . import sweeping
+from .keeping import Limits
 from .lifecycle import DiedAlone, Lifecycle
 from .parking import CannotPark, CannotWake
 from .process import CommandFailed
@@ -44,7 +45,8 @@ def main() -> int:
         sdnotify.SystemdNotifier().notify(f"STATUS=failed: {error}")
         log.error("%s", error)
         return 2
-    return _run(arguments.verb, Lifecycle(model), arguments.config)
+    lifecycle = Lifecycle(model, lambda: _limits(arguments.config))
+    return _run(arguments.verb, lifecycle, arguments.config)
 
 
 def _model(name: str, path: Path | None, verb: str) -> config.ModelConfig:
@@ -60,6 +62,15 @@ def _model(name: str, path: Path | None, verb: str) -> config.ModelConfig:
 
 def _load(path: Path | None) -> config.Config:
     return config.load(path) if path else accepted.load()
+
+
+def _limits(path: Path | None) -> Limits:
+    """Those of the file; where it is broken, those that hold without one."""
+    try:
+        return Limits.of(_load(path))
+    except LlmuxError as error:
+        log.warning("the limits of images in llmux.yaml are not known: %s", error)
+        return Limits()
 
 
 def _start(lifecycle: Lifecycle, path: Path | None) -> None:

@@ -7,7 +7,7 @@ always has one; llmuxd reads it.
 
 import contextlib
 import fcntl
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -29,6 +29,17 @@ class Leave(StrEnum):
 
     CHECKPOINT = "checkpoint"
     STOP = "stop"
+
+
+@dataclass(frozen=True)
+class LeaveOrder:
+    """How the stop that comes is to end the model; `wanted` are the models that requests wait for.
+
+    Theirs are the images that must not make room for this one's.
+    """
+
+    leave: Leave = Leave.CHECKPOINT
+    wanted: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -94,9 +105,9 @@ class Activation:
         _path(model).unlink(missing_ok=True)
 
 
-def order_leave(model: str, leave: Leave) -> None:
+def order_leave(model: str, leave: Leave, wanted: Sequence[str] = ()) -> None:
     """Say how the next stop of the unit is to end it. Without an order it is a checkpoint."""
-    files.write_json(_order_path(model), {"leave": leave.value})
+    files.write_json(_order_path(model), asdict(LeaveOrder(leave, tuple(wanted))))
 
 
 def forget_leave(model: str) -> None:
@@ -104,13 +115,12 @@ def forget_leave(model: str) -> None:
     _order_path(model).unlink(missing_ok=True)
 
 
-def take_leave_order(model: str) -> Leave:
+def take_leave_order(model: str) -> LeaveOrder:
     """The order for the stop that has begun; an order holds once."""
-    raw = files.read_json(_order_path(model))
+    raw = files.read_json(_order_path(model)) or {}
     _order_path(model).unlink(missing_ok=True)
-    if raw is not None and raw.get("leave") == Leave.STOP.value:
-        return Leave.STOP
-    return Leave.CHECKPOINT
+    leave = Leave.STOP if raw.get("leave") == Leave.STOP.value else Leave.CHECKPOINT
+    return LeaveOrder(leave, files.texts(raw.get("wanted")))
 
 
 def conmon_pidfile(model: str) -> Path:

@@ -5,7 +5,9 @@ podman keeps the image itself in the container's own directory and knows nothing
 definition. A record that is absent, or that says why not, means: start cold.
 """
 
+import contextlib
 import hashlib
+import os
 import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -25,8 +27,9 @@ class Checkpoint:
     `manifest` has the size of each file, and a hash of the small ones; a page file is too large to
     read twice. `canary` is what the server answered to `canary_prompt` when the image was taken;
     empty where it was not asked. `back` are the requests that wake an engine which sleeps in the
-    image (vllm.py); `slept_badly`: it did not fall asleep, or did not wake up. `invalid`
-    says why it must not be restored; empty for a good one.
+    image (vllm.py); `slept_badly`: it did not fall asleep, or did not wake up. `live`: it holds
+    what the server has come to since its start, as no other image does. `invalid` says why it must
+    not be restored; empty for a good one.
     """
 
     model: str
@@ -42,6 +45,7 @@ class Checkpoint:
     canary_prompt: str = CANARY_PROMPT
     back: tuple[str, ...] = ()
     slept_badly: bool = False
+    live: bool = False
     invalid: str = ""
 
     @property
@@ -106,6 +110,7 @@ class Checkpoint:
                 canary_prompt=str(raw.get("canary_prompt", CANARY_PROMPT)),
                 back=files.texts(raw.get("back")),
                 slept_badly=bool(raw.get("slept_badly")),
+                live=bool(raw.get("live")),
                 invalid=str(raw.get("invalid", "")),
             )
         except (KeyError, TypeError, ValueError):
@@ -115,6 +120,33 @@ class Checkpoint:
     def forget(model: str) -> None:
         """There is no image any more."""
         _path(model).unlink(missing_ok=True)
+
+
+def recorded() -> list[str]:
+    """The models that have a record."""
+    found = []
+    for path in sorted((files.state_root() / "checkpoints").glob("*.json")):
+        name = (files.read_json(path) or {}).get("model")
+        if isinstance(name, str):
+            found.append(name)
+    return found
+
+
+def used_at(model: str) -> float:
+    """When its image was last restored or written, as Unix time; 0 where there is no record.
+
+    It is the record's own modification time: a use changes nothing in it.
+    """
+    try:
+        return _path(model).stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def mark_used(model: str) -> None:
+    """Its image is in use now."""
+    with contextlib.suppress(OSError):
+        os.utime(_path(model))
 
 
 def disk_usage(directory: Path) -> int:

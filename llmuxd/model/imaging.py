@@ -14,12 +14,13 @@ from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 
-from ..config import Sleep
+from ..config import Sleep, Snapshot
 from ..events import Event, about
 from . import cgroup, engine, identity, vllm
 from .activation import RELEASED, Activation
 from .checkpoint import Checkpoint, disk_usage, manifest, now
 from .container import Container, Facts, empty_directory
+from .keeping import NoRoom, Room
 from .moves import Stopwatch
 from .process import TIMED_OUT, CommandFailed
 from .server import WrongAnswer
@@ -37,10 +38,6 @@ class Written(StrEnum):
     NEW = "new"
     OLD = "old"  # it failed; the server still runs, if CRIU left it so
     NOTHING = "nothing"  # the same without an image from before
-
-
-class NoRoom(Exception):
-    """The disk is too full for an image; one line says by how much."""
 
 
 class SleptBadly(Exception):
@@ -68,6 +65,7 @@ def write(
     activation: Activation,
     watch: Stopwatch,
     tell: Callable[[str], None],
+    room: Room,
 ) -> Written:
     """Dump the container, which has ended then. What fails is told here and raised no further.
 
@@ -83,6 +81,7 @@ def write(
         seconds=0.0,
         size=0,
         directory=str(facts.checkpoint_directory),
+        live=activation.snapshot is Snapshot.LIVE,
     )
     kept = _set_aside(record, before)
     if not kept:
@@ -95,7 +94,7 @@ def write(
                 if activation.canary
                 else ""
             )
-        _check_room(facts.checkpoint_directory, before)
+        room.make(before.size if before is not None else 0)
         with watch.part("sleep"):
             back = _let_go(activation, before)
         with watch.part("dump"):
@@ -104,10 +103,11 @@ def write(
         with watch.part("sync"):
             _sync(facts.checkpoint_directory)
         size, seconds = disk_usage(facts.checkpoint_directory), watch.move().seconds
+        # Should it be too large to be kept, the next one is not even written.
+        record = replace(record, seconds=seconds, size=size)
+        room.hold(size)
         replace(
             record,
-            seconds=seconds,
-            size=size,
             manifest=manifest(facts.checkpoint_directory),
             canary=answer,
             canary_prompt=activation.canary_prompt,
@@ -208,20 +208,6 @@ def _let_go(activation: Activation, before: Checkpoint | None) -> tuple[str, ...
     except WrongAnswer as error:
         raise SleptBadly(f"the engine does not let go: {error}") from None
     return nap.back
-
-
-def _check_room(directory: Path, before: Checkpoint | None) -> None:
-    """NoRoom where an image as large as the last one will not fit; what is there goes first."""
-    if before is None:
-        return
-    free = shutil.disk_usage(directory if directory.is_dir() else directory.parent).free
-    if directory.is_dir():
-        free += disk_usage(directory)
-    if free < before.size:
-        raise NoRoom(
-            f"the disk of {directory} has room for {free / 1e9:.1f} GB,"
-            f" and the last image took {before.size / 1e9:.1f} GB"
-        )
 
 
 def _sync(directory: Path) -> None:

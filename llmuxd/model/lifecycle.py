@@ -7,6 +7,7 @@ nothing that holds the GPU, a port or half a container is left, whoever died and
 
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from .activation import (
     RELEASED,
     Activation,
     Leave,
+    LeaveOrder,
     Way,
     conmon_pidfile,
     mark_kept,
@@ -29,9 +31,10 @@ from .activation import (
     take_park_order,
     was_kept,
 )
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, mark_used
 from .container import Container, Facts
 from .imaging import Written
+from .keeping import Limits, Room
 from .moves import Direction, Stopwatch
 from .starting import Running, Start, void_checkpoint
 
@@ -46,11 +49,12 @@ class DiedAlone(Exception):
 
 
 class Lifecycle:
-    """One model, as its unit's commands see it."""
+    """One model, as its unit's commands see it. `limits` are asked for before a dump."""
 
-    def __init__(self, model: ModelConfig):
+    def __init__(self, model: ModelConfig, limits: Callable[[], Limits] = Limits):
         self._model = model
         self._container = Container(model)
+        self._limits = limits
         self._notify = sdnotify.SystemdNotifier().notify
 
     def tell(self, text: str) -> None:
@@ -68,6 +72,7 @@ class Lifecycle:
         move = watch.move()
         self._activation(running, move.seconds).save()
         move.save(self._model.name, Direction.IN)
+        mark_used(self._model.name)
         status = f"serving ({move.way}, {move.seconds:.2f} s)"
         self._notify(f"MAINPID={running.conmon_pid}\nREADY=1\nSTATUS={status}")
         return running
@@ -93,19 +98,19 @@ class Lifecycle:
 
     def stop(self) -> None:
         """End the model as ordered; by default with a checkpoint."""
-        leave = take_leave_order(self._model.name)
+        order = take_leave_order(self._model.name)
         facts = self._container.inspect()
         if facts is None or not facts.running:
             return
         stopping_mark(self._model.name).touch()
         with one_at_a_time(self._model.name):
-            self._stop(facts, leave)
+            self._stop(facts, order)
 
-    def _stop(self, facts: Facts, leave: Leave) -> None:
-        watch = Stopwatch(leave)
+    def _stop(self, facts: Facts, order: LeaveOrder) -> None:
+        watch = Stopwatch(order.leave)
         activation = Activation.load(self._model.name)
-        if leave is Leave.CHECKPOINT and activation is not None and activation.checkpoint:
-            if self._leave_image(facts, activation, watch):
+        if order.leave is Leave.CHECKPOINT and activation is not None and activation.checkpoint:
+            if self._leave_image(facts, activation, order, watch):
                 mark_kept(self._model.name)
             else:
                 self._end(activation, watch)
@@ -113,7 +118,9 @@ class Lifecycle:
             self._end(activation, watch)
         watch.move().save(self._model.name, Direction.OUT)
 
-    def _leave_image(self, facts: Facts, activation: Activation, watch: Stopwatch) -> bool:
+    def _leave_image(
+        self, facts: Facts, activation: Activation, order: LeaveOrder, watch: Stopwatch
+    ) -> bool:
         """End the model with an image of it on disk; False where there is none, and it runs."""
         with watch.part("look"):
             pristine = activation.snapshot is Snapshot.PRISTINE
@@ -126,11 +133,14 @@ class Lifecycle:
                     self.tell(RELEASED)
             with watch.part("tidy"):
                 self._container.kill()
+            mark_used(self._model.name)
             return True
         self.tell("writing the checkpoint")
         if not self._awake(activation, watch):
             return False
-        written = imaging.write(self._container, facts, activation, watch, self.tell)
+        directory = facts.checkpoint_directory
+        room = Room(self._model.name, directory, self._limits(), order.wanted)
+        written = imaging.write(self._container, facts, activation, watch, self.tell, room)
         if written is Written.OLD:
             log.warning("ending the server; the checkpoint before this one is kept")
             watch.way = "kill"

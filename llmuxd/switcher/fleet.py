@@ -101,6 +101,19 @@ class Fleet:
             model.activation = model.held_gpus = None
         self.changed(model)
 
+    async def look_at_images(self) -> None:
+        """A model has left, and others' images may have been deleted to make room for its own."""
+        kept = [m for m in self.models.values() if m.checkpoint and not m.checkpoint.invalid]
+        found = await asyncio.to_thread(lambda: [_load_checkpoint(model.name) for model in kept])
+        for model, record in zip(kept, found, strict=True):
+            if model.transition is None and model.checkpoint != record:
+                model.checkpoint = record
+                self.changed(model)
+
+    async def _look_back(self, model: Model) -> None:
+        await self.look(model)
+        await self.look_at_images()
+
     async def retire_backend(self, model: Model) -> None:
         """Its server takes no new request; the streams that run end by themselves."""
         backend, model.backend = model.backend, None
@@ -134,7 +147,7 @@ class Fleet:
         if status.down and model.transition is None:
             # Gone without us: by hand, or its server died.
             model.deaths += status.active == "failed" and model.activation is not None
-            self._tasks.spawn(self.look(model))
+            self._tasks.spawn(self._look_back(model))
         elif status.active == "active" and model.transition is None and model.parked:
             # `systemctl reload` by hand has brought it back.
             self._tasks.spawn(self.look(model))

@@ -82,7 +82,8 @@ class Leaving:
         if self._units.status(model.name).frozen:
             await self._units.thaw(model.name)
         try:
-            await asyncio.to_thread(order_leave, model.name, leave)
+            wanted = [each.name for each in self._fleet.models.values() if each.waiters]
+            await asyncio.to_thread(order_leave, model.name, leave, wanted)
             await self._units.stop(model.name)
         except (LlmuxError, OSError) as error:
             model.may_leave_at = now() + pauses.LEAVE_AGAIN
@@ -91,6 +92,7 @@ class Leaving:
         # A unit that was down already has not taken it, and must not meet it at a later stop.
         await asyncio.to_thread(forget_leave, model.name)
         await self._fleet.look(model)
+        await self._fleet.look_at_images()
         if not self._units.status(model.name).down:
             model.may_leave_at = now() + pauses.LEAVE_AGAIN
             raise UnitRefused(f"{model.name!r} would not stop", "see 'systemctl status'")

@@ -132,7 +132,7 @@ class FakeUnits(Units):
         if not await self._verb("stop", name):
             self._set(name, before)
             return "failed"
-        if take_leave_order(name) is Leave.CHECKPOINT:
+        if take_leave_order(name).leave is Leave.CHECKPOINT:
             a_checkpoint(self.config.models[name], self.ports.get(name, 1)).save()
         else:
             Checkpoint.forget(name)

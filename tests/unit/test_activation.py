@@ -47,20 +47,20 @@ def test_damaged_file_is_no_activation(damage: dict[str, object]) -> None:
 
 
 def test_without_an_order_the_unit_leaves_with_a_checkpoint() -> None:
-    assert take_leave_order("a/b") is Leave.CHECKPOINT
+    assert take_leave_order("a/b").leave is Leave.CHECKPOINT
 
 
 def test_an_order_holds_once() -> None:
     order_leave("a/b", Leave.STOP)
-    assert take_leave_order("a-b") is Leave.CHECKPOINT
-    assert take_leave_order("a/b") is Leave.STOP
-    assert take_leave_order("a/b") is Leave.CHECKPOINT
+    assert take_leave_order("a-b").leave is Leave.CHECKPOINT
+    assert take_leave_order("a/b").leave is Leave.STOP
+    assert take_leave_order("a/b").leave is Leave.CHECKPOINT
 
 
 def test_the_last_order_counts() -> None:
     order_leave("a/b", Leave.STOP)
     order_leave("a/b", Leave.CHECKPOINT)
-    assert take_leave_order("a/b") is Leave.CHECKPOINT
+    assert take_leave_order("a/b").leave is Leave.CHECKPOINT
 
 
 def test_files_of_a_model_do_not_meet() -> None:

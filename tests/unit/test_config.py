@@ -194,6 +194,8 @@ def test_env_keeps_its_text_and_its_order() -> None:
         ("models: {a: {image: i, min_active: -1}}\n", "1:36", "number of seconds"),
         ("models: {a: {image: i, queue_limit: 0}}\n", "1:37", "1 or more"),
         ("queue_limit: 0\nmodels: {a: {image: i}}\n", "1:14", "1 or more"),
+        ("checkpoint_limit: 0\nmodels: {a: {image: i}}\n", "1:19", "1 or more"),
+        ("checkpoint_space: 9\nmodels: {a: {image: i}}\n", "1:19", "a size such as 20GiB"),
         ("models: {a: {image: i, engine: vlm}}\n", "1:32", "did you mean 'vllm'?"),
         ("models: {a: {image: i, engine: zzz}}\n", "1:32", "llama-server"),
         ("models: {a: {image: i, health: health}}\n", "1:32", "a path such as /health"),

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from llmuxd.config import ModelConfig
-from llmuxd.model import cgroup, identity, imaging
+from llmuxd.model import cgroup, identity, imaging, keeping
 from llmuxd.model.activation import RELEASED, Activation
 from llmuxd.model.checkpoint import Checkpoint
 from llmuxd.model.container import Container, Facts
 from llmuxd.model.imaging import Written
+from llmuxd.model.keeping import Limits, Room
 from llmuxd.model.moves import Stopwatch
 from llmuxd.model.process import TIMED_OUT, CommandFailed
 
@@ -49,13 +50,17 @@ def container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeContainer:
 
 
 RUN = an_activation("a", 21000)
+NO_LIMITS = Limits()
 
 
-def dump(container: FakeContainer, text: str, run: Activation = RUN) -> Written:
+def dump(
+    container: FakeContainer, text: str, run: Activation = RUN, limits: Limits = NO_LIMITS
+) -> Written:
     container.text = text
     container.told = []
+    room = Room(run.model, container.facts.checkpoint_directory, limits)
     return imaging.write(
-        container, container.facts, run, Stopwatch("checkpoint"), container.told.append
+        container, container.facts, run, Stopwatch("checkpoint"), container.told.append, room
     )
 
 
@@ -158,7 +163,8 @@ def test_a_disk_without_room_for_two_gives_up_the_one_before(
     assert record is not None
     replace(record, size=1 << 60).save()
     # With what the one before gives back it would fit.
-    monkeypatch.setattr(imaging, "disk_usage", lambda _: 1 << 60)
+    monkeypatch.setattr(keeping, "disk_usage", lambda _: 1 << 60)
+    monkeypatch.setattr(keeping, "SHARE", 1 << 40)
     container.fail = crash
     with pytest.raises(SystemExit):
         dump(container, "second")
@@ -175,3 +181,15 @@ def test_an_image_elsewhere_is_written_there(container: FakeContainer, tmp_path:
     assert dump(container, "second") is Written.OLD
     assert imaging.is_whole(container.facts, RUN)
     assert [path.name for path in tmp_path.glob("fast*")] == ["fast"]
+
+
+def test_one_that_is_larger_than_all_may_be_is_not_written_again(
+    container: FakeContainer, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert dump(container, "first", limits=Limits(space=1)) is Written.NOTHING
+    assert container.told == [RELEASED] and texts(container) == {}
+    record = Checkpoint.load("a")
+    assert record is not None and "checkpoint_space is 0.0 GB" in record.invalid and record.size
+    assert dump(container, "second", limits=Limits(space=1)) is Written.NOTHING
+    assert container.told == []
+    assert dump(container, "third") is Written.NEW

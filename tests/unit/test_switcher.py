@@ -15,7 +15,13 @@ from llmuxd.errors import (
     Stopping,
 )
 from llmuxd.jobs import Job
-from llmuxd.model.activation import RELEASED, Activation, has_parked, take_park_order
+from llmuxd.model.activation import (
+    RELEASED,
+    Activation,
+    has_parked,
+    take_leave_order,
+    take_park_order,
+)
 from llmuxd.model.checkpoint import Checkpoint
 from llmuxd.model.parking import Parked
 from llmuxd.state import State, UnitStatus
@@ -662,6 +668,25 @@ async def test_parked_models_hold_no_more_memory_than_they_may() -> None:
         assert stage.switcher.state("c") is State.PARKED
         gate.open()
         await stage.until_state("a", State.CHECKPOINTED)
+
+
+async def test_whose_image_made_room_for_another_is_seen_to_be_cold() -> None:
+    async with on_stage(A, B, C) as stage:
+        for name in ("a", "b", "c"):
+            await stage.ask(name)
+        assert stage.switcher.state("a") is State.CHECKPOINTED
+        record = Checkpoint.load("a")
+        assert record is not None
+        gate = stage.units.hold("stop", "c")
+        waiting = stage.client("b")
+        await gate.reached.wait()
+        # As the helper does it, in the middle of c's dump; and it knows who is waited for.
+        assert take_leave_order("c").wanted == ("b",)
+        record.invalidate("it made room for another")
+        gate.open()
+        await waiting.finish()
+        assert stage.switcher.state("a") is State.COLD
+        assert stage.switcher.why_no_checkpoint("a") == "it made room for another"
 
 
 # What operators do to units

@@ -55,14 +55,15 @@ def eventually(what: Callable[[], object], wanted: str, timeout: float = PATIENC
         time.sleep(0.02)
 
 
-def configure(models: Json, defaults: Json | None = None) -> None:
-    """Make these the models of the host and start llmuxd. JSON is YAML.
+def configure(models: Json, defaults: Json | None = None, top: Json | None = None) -> None:
+    """Make these the models of the host and start llmuxd. JSON is YAML; `top` are top-level keys.
 
     Checkpoints are live ones here, so that the server's memory tells what was restored.
     """
     base: Json = {"image": FAKE, "engine": "generic", "devices": [], "snapshot": "live"}
     CONFIG.write_text(
-        json.dumps({"defaults": base | (defaults or {}), "models": models}), encoding="utf-8"
+        json.dumps((top or {}) | {"defaults": base | (defaults or {}), "models": models}),
+        encoding="utf-8",
     )
     # Not one restart of both: systemctl asks for one after the other, and systemd refuses to start
     # the socket where it comes to that before it has heard that the service is to stop.

@@ -133,6 +133,31 @@ def test_without_room_for_an_image_nothing_is_written() -> None:
     assert complete(OPT).text
 
 
+def test_no_more_images_are_kept_than_may_be() -> None:
+    names_of = [OPT, QWEN, "third"]
+    models = {name: {"args": ["--model", name]} for name in names_of}
+    configure(models, top={"checkpoint_limit": 2})
+    for name in names_of[:2]:
+        assert complete(name).text
+        sh("llmuxctl", "checkpoint", name)
+    # Used after the other.
+    sh("llmuxctl", "switch", OPT)
+    sh("llmuxctl", "checkpoint", OPT)
+    gone = image(QWEN)
+    assert complete("third").text
+    sh("llmuxctl", "checkpoint", "third")
+    assert not gone.exists() and image(OPT).exists() and image("third").exists()
+    assert [state(name) for name in names_of] == ["checkpointed", "cold", "checkpointed"]
+    said = journal(names.unit("third"))
+    assert f"removed the checkpoint of {QWEN}" in said and "its server had come to" in said
+    assert complete(QWEN).text
+    assert "checkpoint_limit is 2" in journal(names.unit(QWEN))
+    configure(models, top={"checkpoint_space": "1kB"})
+    _, said = fails("llmuxctl", "checkpoint", QWEN)
+    assert "checkpoint_space is 0.0 GB" in said
+    assert image(OPT).exists() and image("third").exists()
+
+
 def test_the_image_of_a_model_that_left_the_configuration_goes() -> None:
     two_fakes()
     assert complete(OPT).text
