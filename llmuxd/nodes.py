@@ -6,7 +6,6 @@ for the error text, and the text that was written. PyYAML's constructor would ta
 keys silently, `4000:01` for 240001 and `on` for true.
 """
 
-import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,6 +31,9 @@ def nearest(word: str, known: list[str]) -> str:
     if len(word) > MAX_SHOWN:
         # The search is quadratic, and whoever sends a request chooses the word.
         return ""
+    # A model's unit waits for each import, and seldom for this one.
+    import difflib
+
     close = difflib.get_close_matches(word, known, n=1)
     return f"did you mean {close[0]!r}?" if close else ""
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """What can be asked of the server in a model's container."""
 
-import http.client
+import http
 import json
 import os
 import select
@@ -58,6 +58,8 @@ def wait_healthy(model: ModelConfig, port: int, conmon: int, timeout: float) -> 
 
 def healthy(port: int, path: str) -> bool:
     """Whether the server on 127.0.0.1:`port` answers `path` with 200 now."""
+    import http.client  # late, as in server.py
+
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PROBE_TIMEOUT)
     try:
         connection.request("GET", path)

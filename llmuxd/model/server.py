@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: MIT
 """One question to the server in a model's container, and its answer."""
 
-import http.client
 import json
 from typing import Any
 
@@ -20,6 +19,9 @@ def ask(
 
     WrongAnswer where nothing comes, or no JSON.
     """
+    # Half of what Python loads for it: by then it is (starting.py), while podman restores.
+    import http.client
+
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
     try:
         text = None if body is None else json.dumps(body)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Bringing a model up: a restore of its image where it has one, else a cold start."""
 
+import importlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ from . import cgroup, engine, identity, imaging, port, vllm
 from .activation import Way
 from .checkpoint import Checkpoint
 from .container import Container, Facts
+from .meanwhile import Asked
 from .moves import Stopwatch
 from .process import CommandFailed
 from .server import WrongAnswer
@@ -84,9 +86,16 @@ class Start:
         with self._watch.part("look"):
             record = self._usable()
         self._tell("restoring the checkpoint")
+        image = Asked(self._image)
         try:
             with self._watch.part("restore"):
                 self._container.restore(self._model.restore_timeout)
+        except (CommandFailed, OSError) as error:
+            # Where podman does not work at all it is not the image's fault, and this raises too.
+            image.answer()
+            raise self._not_restored(record, str(error)) from None
+        _check_image(record, image)
+        try:
             running = self._wait_healthy(record.port, self._model.restore_timeout)
         except (CommandFailed, OSError, engine.EngineDied, engine.EngineTimeout) as error:
             raise self._not_restored(record, str(error)) from None
@@ -102,12 +111,15 @@ class Start:
             raise self._not_restored(record, str(error)) from None
 
     def _usable(self) -> Checkpoint:
-        """The record of an image that can be restored here and now; CannotRestore without one."""
+        """The record of an image that can be restored here and now; CannotRestore without one.
+
+        That the container's image is still the one of that name is left to `_check_image`.
+        """
         record = Checkpoint.load(self._model.name)
         if record is None:
             raise CannotRestore("there is no checkpoint")
         model = self._model
-        here = identity.here(model.definition, self._container.image_id(), model.device_names)
+        here = identity.here(model.definition, record.identity.image_id, model.device_names)
         try:
             imaging.settle(Path(record.directory), record)
             why_not = record.why_not(here)
@@ -118,6 +130,11 @@ class Start:
         if why_not is not None:
             raise CannotRestore(f"the checkpoint cannot be used: {why_not}", why_not)
         return record
+
+    def _image(self) -> str:
+        """What podman needs 0.1 s to tell, and what takes time to load: while it restores."""
+        importlib.import_module("http.client")
+        return self._container.image_id()
 
     def _not_restored(self, record: Checkpoint, why: str) -> CannotRestore:
         reason = f"the restore failed: {why}"
@@ -161,6 +178,18 @@ class Start:
             cgroup.gather(facts.pid)
             engine.wait_healthy(self._model, listen, facts.conmon_pid, timeout)
         return Running(listen, facts.conmon_pid, _payload(facts))
+
+
+def _check_image(record: Checkpoint, image: Asked[str]) -> None:
+    """CannotRestore where a cold start would use another image than the one restored."""
+    try:
+        found = replace(record.identity, image_id=image.answer())
+    except CommandFailed as error:
+        log.warning("whether its container image changed is not known: %s", error)
+        return
+    why_not = record.identity.difference(found)
+    if why_not is not None:
+        raise CannotRestore(f"the checkpoint cannot be used: {why_not}", why_not)
 
 
 def _payload(facts: Facts) -> str:

@@ -14,6 +14,7 @@ from llmuxd import names
 
 from .guest import (
     CHECKPOINTS,
+    FAKE,
     OPT,
     QWEN,
     complete,
@@ -116,6 +117,26 @@ def test_a_podman_that_is_missing_for_a_moment_costs_no_checkpoint() -> None:
     sh("llmuxctl", "switch", OPT)
     assert complete(OPT).text
     assert counter(OPT) == 2
+
+
+def test_another_container_image_of_that_name_means_a_cold_start() -> None:
+    mine = "localhost/llmux-mine:latest"
+    sh("podman", "tag", FAKE, mine)
+    configure({OPT: {"image": mine, "args": ["--model", OPT]}})
+    assert complete(OPT).text
+    sh("llmuxctl", "checkpoint", OPT)
+    script = f"printf 'FROM {FAKE}\nLABEL changed=yes\n' | podman build --quiet --tag {mine} -"
+    sh("sh", "-c", script)
+    try:
+        assert complete(OPT).text
+        assert "cold start: the checkpoint cannot be used: the container image changed" in journal(
+            names.unit(OPT)
+        )
+        assert counter(OPT) == 1
+    finally:
+        sh("systemctl", "stop", names.unit(OPT))
+        sh("podman", "rm", "--ignore", names.container(OPT))
+        sh("podman", "rmi", mine)
 
 
 def test_a_removed_container_means_a_cold_start() -> None:

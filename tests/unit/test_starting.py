@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: MIT
+"""A start, as far as it needs no podman: what is asked while podman restores."""
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from llmuxd.config import ModelConfig
+from llmuxd.model import engine, identity, port
+from llmuxd.model.checkpoint import Checkpoint, manifest
+from llmuxd.model.container import Container, Facts
+from llmuxd.model.moves import Stopwatch
+from llmuxd.model.process import CommandFailed
+from llmuxd.model.starting import CannotRestore, Running, Start
+
+MODEL = ModelConfig(name="facebook/opt-125m", image="localhost/mine", devices=(), canary=False)
+NO_PODMAN = CommandFailed(["podman"], 127, "podman: No such file or directory")
+
+
+class Podman(Container):
+    """Restores at once, and says which image there is; both may fail."""
+
+    def __init__(self, image: str | CommandFailed, restores: CommandFailed | None = None):
+        super().__init__(MODEL)
+        self._image = image
+        self._restores = restores
+        self.asked = threading.Event()
+
+    def image_id(self) -> str:
+        self.asked.set()
+        if isinstance(self._image, CommandFailed):
+            raise self._image
+        return self._image
+
+    def restore(self, timeout: float) -> None:
+        # Else it would not be asked meanwhile, but afterwards.
+        assert self.asked.wait(9)
+        if self._restores is not None:
+            raise self._restores
+
+    def inspect(self) -> Facts | None:
+        return Facts("c0ffee", "i1", True, 1, 1, Path("/nonexistent"))
+
+
+@pytest.fixture
+def checkpointed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A good image on disk, and a server that is healthy at once."""
+    (tmp_path / "inventory.img").write_bytes(b"whole")
+    here = identity.here(MODEL.definition, "i1", ())
+    Checkpoint(
+        MODEL.name, "c0ffee", 21005, here, 0.0, 1.0, 5, str(tmp_path), manifest(tmp_path)
+    ).save()
+    monkeypatch.setattr(engine, "wait_healthy", lambda *_: None)
+    monkeypatch.setattr(port, "free", lambda _: True)
+
+
+def _restore(podman: Podman) -> Running:
+    return Start(MODEL, podman, lambda _: None, Stopwatch("restore"))._restore()
+
+
+@pytest.mark.usefixtures("checkpointed")
+def test_the_image_is_looked_up_while_podman_restores() -> None:
+    assert _restore(Podman("i1")).port == 21005
+
+
+@pytest.mark.usefixtures("checkpointed")
+@pytest.mark.parametrize("image", ["i2", ""])
+def test_what_was_restored_of_another_image_does_not_serve(image: str) -> None:
+    with pytest.raises(CannotRestore, match="cannot be used: the container image changed"):
+        _restore(Podman(image))
+    record = Checkpoint.load(MODEL.name)
+    assert record is not None and record.valid, "whoever starts it cold says that it is void"
+
+
+@pytest.mark.usefixtures("checkpointed")
+def test_an_image_that_nobody_can_look_up_is_no_reason_to_end_what_runs() -> None:
+    assert _restore(Podman(CommandFailed(["podman"], 124, "it did not end"))).port == 21005
+
+
+@pytest.mark.usefixtures("checkpointed")
+def test_a_podman_that_does_not_work_costs_no_checkpoint() -> None:
+    with pytest.raises(CommandFailed, match="No such file"):
+        _restore(Podman(NO_PODMAN, NO_PODMAN))
+    record = Checkpoint.load(MODEL.name)
+    assert record is not None and record.valid
+
+
+@pytest.mark.usefixtures("checkpointed")
+def test_a_restore_that_fails_by_itself_does() -> None:
+    with pytest.raises(CannotRestore, match="CRIU: spins"):
+        _restore(Podman("i1", CommandFailed(["podman"], 125, "CRIU: spins")))
+    record = Checkpoint.load(MODEL.name)
+    assert record is not None and "CRIU: spins" in record.invalid
