@@ -54,10 +54,8 @@ def _by_hand(notes: Notes, records: dict[str, guest.Json]) -> None:
             "as it stands", model=name, same=measure.same(name, ask(name, ports[name]).text),
             vram_MiB=measure.vram(),
         )  # fmt: skip
-    for name in MODELS:
-        _out(notes, name)
-    old, new = MODELS
-    _back(notes, old, ports[old])
+    new, old = MODELS
+    _out(notes, new)
     for _ in range(SWITCHES):
         seconds = _out(notes, old) + _back(notes, new, ports[new])
         notes.add("seed switch", model=new, seconds=seconds)

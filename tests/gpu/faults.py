@@ -2,69 +2,94 @@
 """The plan's steps in which something is taken away, killed, or filled by somebody else."""
 
 import contextlib
-import ctypes
 import json
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from llmuxd import names
 from tests.machine.ring import guest
 from tests.machine.ring.guest import OPT, QWEN, sh
 
-from . import measure
-from .measure import MODELS, ask, configure
+from . import foreign, measure
+from .measure import MODELS, Refused, ask, configure
 from .plan import Notes
 from .switches import told
 
 PLUGIN = Path("/usr/lib/criu/cuda_plugin.so")
+_PROGRAM = Path("/usr/libexec/llmux/bin/cuda-checkpoint")
+_METER = ("llmux-gpus.socket", "llmux-gpus.service")
 _CDI = Path("/etc/cdi/nvidia.yaml")
 _LIBRARIES = Path("/etc/ld.so.conf.d/nvidia.conf")
-_HOG_GIB = 70
+# Of the other program; what it leaves is too little for one model.
+_LEFT_GIB = 10
+_RED = ("warn", "fail")
 
 
 def check(notes: Notes) -> None:
     """Every line of llmuxctl check about the GPU: ok, and red when its thing is taken away."""
     configure()
-    notes.add("check", lines=_check())
+    notes.add("check", lines=_check(guest.CONFIG))
     if not measure.HAS_GPU:
         return
-    for line, away in (
-        ("cuda plugin", _moved(PLUGIN)),
-        ("devices", _moved(_CDI)),
-        ("libcuda", _without_libcuda()),
-        ("io_uring", _sysctl("kernel.io_uring_disabled", "0", "2")),
-        ("driver", _hidden(Path("/proc/driver/nvidia/version"))),
-        ("cuda-checkpoint", _broken(Path("/usr/libexec/llmux/bin/cuda-checkpoint"))),
+    usual, sized = _file(), _file(vram="24GiB")
+    # podman's seccomp profile keeps containers from io_uring, too.
+    free = _file(podman_args=["--security-opt=seccomp=unconfined"])
+    for name, line, config, away in (
+        ("CRIU's plugin", "cuda plugin", usual, _moved(PLUGIN)),
+        ("the CDI file", "devices", usual, _moved(_CDI)),
+        ("libcuda in ld.so's cache", "libcuda", usual, _without_libcuda()),
+        ("seccomp and the sysctl", "io_uring", free, _sysctl("kernel.io_uring_disabled", "0", "2")),
+        ("the driver", "driver", usual, _hidden(Path("/proc/driver/nvidia/version"))),
+        ("cuda-checkpoint's --action", "cuda-checkpoint", usual, _broken(_PROGRAM)),
+        ("a second GPU, by CDI", "devices", _file(gpus=[1], devices=["nvidia.com/gpu=1"]), None),
+        ("a second GPU", "gpus", _file(gpus=[1]), None),
+        ("a GPU of 999 GiB", "vram", _file(vram="999GiB"), None),
+        ("who measures the GPU", "vram", sized, _stopped(*_METER)),
     ):
-        with away:
-            notes.add("check, taken away", line=line, now=_check().get(line, "no such line"))
-    configure(gpus=[1], devices=["nvidia.com/gpu=1"])
-    notes.add("check, taken away", line="GPU 1 in CDI", now=_check().get("devices"))
-    configure(gpus=[1], devices=None)
-    notes.add("check, taken away", line="GPU 1", now=_check().get("gpus"))
+        with away or contextlib.nullcontext():
+            now = _check(config).get(line, "no such line")
+        notes.add("check, taken away", gone=name, line=line, red=now.startswith(_RED), now=now)
     configure(vram="24GiB")
     told(notes, "before", QWEN)
-    notes.add("check, measured", line="vram", now=_check().get("vram"))
-    configure(vram="200GiB")
-    notes.add("check, taken away", line="a GPU of 200 GiB", now=_check().get("vram"))
-    configure()
-    after = _check()
+    after = _check(guest.CONFIG)
+    notes.add("check, measured", now=after["vram"])
     notes.add("check, all back", lines={k: v for k, v in after.items() if not v.startswith("ok")})
 
 
-def _check() -> dict[str, str]:
+def _check(config: Path) -> dict[str, str]:
     done = subprocess.run(
-        ["llmuxctl", "check", "--json"], capture_output=True, text=True, timeout=60, check=False
-    )
+        ["llmuxctl", "check", "--json", "-c", str(config)],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
     rows = json.loads(done.stdout)
     return {row["name"]: f"{row['status']}: {row['text']}: {row['hint']}" for row in rows}
+
+
+def _file(**more: Any) -> Path:
+    """A configuration to be checked; without `devices` they follow from `gpus`."""
+    models = {name: measure.model(name) for name in MODELS}
+    for model in models.values():
+        del model["devices"]
+        model.update(more)
+    path = Path(f"/run/llmux-check-{len(list(Path('/run').glob('llmux-check-*')))}.yaml")
+    path.write_text(json.dumps({"models": models}))
+    return path
+
+
+@contextmanager
+def _stopped(*units: str) -> Iterator[None]:
+    sh("systemctl", "stop", *units)
+    try:
+        yield
+    finally:
+        sh("systemctl", "start", units[0])
 
 
 @contextmanager
@@ -178,22 +203,30 @@ def full_gpu(notes: Notes) -> None:
     for name in MODELS:
         sh("llmuxctl", "checkpoint", name, timeout=120)
     empty = measure.vram()
-    with _hog():
+    with foreign.hog(measure.total_vram() / 1024 - _LEFT_GIB):
         notes.add("foreign", vram_MiB=measure.vram())
-        begin = time.monotonic()
-        try:
-            ask(QWEN, timeout=90)
-            said = "an answer"
-        except (OSError, RuntimeError) as error:
-            said = str(error)
-        notes.add("asked meanwhile", seconds=time.monotonic() - begin, said=said)
+        notes.add("asked meanwhile", **_refused(OPT))
     notes.add("foreign gone", vram_MiB=measure.vram(), empty_MiB=empty)
-    told(notes, "asked again", OPT)
     told(notes, "asked again", QWEN)
+    # After two failures llmuxd says when it tries again.
+    pause = _refused(OPT)
+    notes.add("asked in its cool-down", **pause)
+    time.sleep(float(pause["retry_after"]))
+    told(notes, "asked again", OPT)
+
+
+def _refused(name: str) -> dict[str, Any]:
+    begin = time.monotonic()
+    try:
+        ask(name, timeout=150)
+    except Refused as error:
+        seconds = time.monotonic() - begin
+        return {"seconds": seconds, "said": str(error), "retry_after": error.retry_after}
+    return {"seconds": time.monotonic() - begin, "said": "an answer", "retry_after": 0.0}
 
 
 def no_cuda_part(notes: Notes) -> None:
-    """CRIU's plugin is away while a checkpoint is written: no image may pretend to be one."""
+    """CRIU's plugin is away while a checkpoint is written, then while one is restored."""
     if not measure.HAS_GPU:
         return
     configure(snapshot="live")
@@ -211,33 +244,20 @@ def no_cuda_part(notes: Notes) -> None:
         log=measure.said(OPT, since)[-4:],
     )  # fmt: skip
     told(notes, "asked again", OPT)
+    sh("llmuxctl", "checkpoint", OPT, timeout=120)
+    since = time.time()
+    with _moved(PLUGIN):
+        _pretend(OPT, plugin="")
+        told(notes, "restored without the plugin", OPT)
+    notes.add("so it said", log=measure.said(OPT, since)[-4:], vram_MiB=measure.vram())
 
 
-@contextmanager
-def _hog() -> Iterator[None]:
-    """A process that holds most of the GPU's memory."""
-    command = [sys.executable, "-u", "-m", f"{__package__}.faults"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as hog:
-        assert hog.stdout is not None
-        hog.stdout.readline()
-        try:
-            yield
-        finally:
-            hog.kill()
-
-
-def _hold() -> None:
-    """Take _HOG_GIB with cuMemAlloc until the standard input ends."""
-    cuda = ctypes.CDLL("libcuda.so.1")
-    context, address = ctypes.c_void_p(), ctypes.c_uint64()
-    steps: tuple[Callable[[], int], ...] = (
-        lambda: int(cuda.cuInit(0)),
-        lambda: int(cuda.cuDevicePrimaryCtxRetain(ctypes.byref(context), 0)),
-        lambda: int(cuda.cuCtxSetCurrent(context)),
-        lambda: int(cuda.cuMemAlloc_v2(ctypes.byref(address), ctypes.c_size_t(_HOG_GIB << 30))),
-    )
-    print([step() for step in steps], flush=True)
-    sys.stdin.read()
+def _pretend(name: str, **identity: str) -> None:
+    """Have the record say that the image was taken on a host that is as this one is now."""
+    path = guest.CHECKPOINTS / f"{names.slug(name)}.json"
+    record = json.loads(path.read_text())
+    record["identity"] |= identity
+    path.write_text(json.dumps(record))
 
 
 def _stray() -> list[str]:
@@ -247,7 +267,3 @@ def _stray() -> list[str]:
         names.container(name) for name in MODELS if guest.state(name) in ("serving", "parked")
     }
     return sorted(set(running) - wanted)
-
-
-if __name__ == "__main__":
-    _hold()

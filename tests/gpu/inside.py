@@ -5,31 +5,36 @@ import argparse
 import platform
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 
 from tests.machine.ring import guest
+from tests.machine.ring.guest import OPT, QWEN
 
 from . import by_hand, faults, measure, plan, switches, variants
 
 # What is wanted most comes first: a lent GPU may be gone before the end.
 STEPS = (
-    plan.Step("cold", 300, switches.cold, vital=True),
-    plan.Step("image", 90, switches.image),
-    plan.Step("image-switch", 90, switches.image_switch),
-    plan.Step("park", 180, switches.park),
-    plan.Step("both-fit", 60, switches.both_fit),
-    plan.Step("moment", 60, switches.moment),
-    plan.Step("seed", 360, by_hand.seed),
-    plan.Step("check", 60, faults.check),
-    plan.Step("killed-llmuxd", 120, faults.killed_llmuxd),
-    plan.Step("killed-engine", 90, faults.killed_engine),
-    plan.Step("full-gpu", 200, faults.full_gpu),
-    plan.Step("small-pages", 90, variants.small_pages),
-    plan.Step("no-cuda-part", 150, faults.no_cuda_part),
-    plan.Step("levels", 150, variants.levels),
-    plan.Step("cold-again", 300, switches.cold_again),
-    plan.Step("live", 150, variants.live),
-    plan.Step("eager", 240, variants.eager),
+    plan.Step("cold", 300, switches.cold, vital=True, takes=175),
+    plan.Step("image", 90, switches.image, takes=35),
+    plan.Step("image-switch", 90, switches.image_switch, takes=50),
+    plan.Step("park", 180, switches.park, takes=85),
+    plan.Step("moment", 60, switches.moment, takes=30),
+    plan.Step("seed", 360, by_hand.seed, takes=215),
+    plan.Step("check", 60, faults.check, takes=30),
+    plan.Step("one-by-one", 90, switches.one_by_one, takes=55),
+    plan.Step("cold-again", 330, partial(switches.cold_again, QWEN), takes=195),
+    plan.Step("small-pages", 90, variants.small_pages, takes=40),
+    plan.Step("killed-llmuxd", 60, faults.killed_llmuxd, takes=10),
+    plan.Step("killed-engine", 60, faults.killed_engine, takes=15),
+    plan.Step("levels", 150, variants.levels, takes=100),
+    plan.Step("full-gpu", 240, faults.full_gpu, takes=130),
+    plan.Step("no-cuda-part", 150, faults.no_cuda_part, takes=70),
+    plan.Step("live", 150, variants.live, takes=90),
+    plan.Step("eager", 240, variants.eager, takes=160),
+    plan.Step("cold-again-opt", 300, partial(switches.cold_again, OPT), takes=150),
+    plan.Step("cold-compiled", 150, switches.cold_compiled, takes=80),
+    plan.Step("both-fit", 60, switches.both_fit, takes=20),
 )
 
 

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import time
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ FOLDERS = {OPT: "/srv/models/opt-125m", QWEN: "/srv/models/qwen2.5-3b-instruct"}
 HAS_GPU = Path("/proc/driver/nvidia/version").exists()
 CACHE = Path("/var/cache/llmux-vllm")
 TOKENS = 8
+# What each model is given of the GPU, whatever GPU it is: what is copied by hand is most of this.
+VRAM_GIB = 24
 
 
 def configure(**more: Any) -> None:
@@ -36,11 +39,12 @@ def model(name: str) -> dict[str, Any]:
         image = "localhost/llmux-vllm:latest"
         return common | {"image": image, "args": args, "volumes": ["/srv/models:/srv/models:ro"]}
     CACHE.mkdir(exist_ok=True)
+    share = VRAM_GIB * 1024 / total_vram()
     return common | {
         "image": "localhost/llmux-vllm-gpu:latest",
         "devices": ["nvidia.com/gpu=0"],
         "volumes": ["/srv/models:/srv/models:ro", f"{CACHE}:/var/cache/vllm"],
-        "args": [*args, "--gpu-memory-utilization", "0.3", "--enable-sleep-mode"],
+        "args": [*args, "--gpu-memory-utilization", f"{share:.2f}", "--enable-sleep-mode"],
         "env": {"NCCL_NVLS_ENABLE": "0", "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1"},
     }
 
@@ -49,6 +53,14 @@ def forget_compiled() -> None:
     """Empty the volume that vLLM keeps compiled code in."""
     for path in CACHE.iterdir():
         shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+class Refused(RuntimeError):
+    """A request was answered with an error; `retry_after` is in seconds, 0.0 where not told."""
+
+    def __init__(self, message: str, retry_after: float):
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 @dataclass(frozen=True)
@@ -74,7 +86,8 @@ def ask(name: str, port: int = 4000, timeout: float = 300.0) -> Answer:
         )
         response = connection.getresponse()
         if response.status != http.HTTPStatus.OK:
-            raise RuntimeError(f"{name}: {response.status} {response.read()[:500]!r}")
+            retry_after = float(response.headers.get("Retry-After", "0"))
+            raise Refused(f"{name}: {response.status} {response.read()[:500]!r}", retry_after)
         first, text = 0.0, ""
         for line in response:
             if line.startswith(b"data: ") and line.strip() != b"data: [DONE]":
@@ -106,6 +119,12 @@ def vram() -> int:
     if not HAS_GPU:
         return 0
     return int(sh("nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"))
+
+
+@cache
+def total_vram() -> int:
+    """MiB that the GPU has."""
+    return int(sh("nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"))
 
 
 def gpu_name() -> str:

@@ -22,15 +22,17 @@ _GRACE = 20.0
 
 @dataclass(frozen=True)
 class Step:
-    """One step; `seconds` is its limit. `act` notes what it measures.
+    """One step; `seconds` is its limit, `takes` what is expected. `act` notes what it measures.
 
-    Without a vital one those after it make no sense.
+    Without a vital one those after it make no sense. None is begun that has less time than it
+    takes: there may be a shorter one behind it.
     """
 
     name: str
     seconds: float
     act: Callable[["Notes"], None]
     vital: bool = False
+    takes: float = 20.0
 
 
 @dataclass
@@ -60,8 +62,8 @@ def run(steps: Sequence[Step], results: Path, budget: float, facts: dict[str, An
         if told["steps"].get(step.name, {}).get("state") == _DONE:
             continue
         left = end - time.monotonic()
-        if left < min(step.seconds, 20.0):
-            print(f"{step.name}: no time left for it", flush=True)
+        if left < step.takes:
+            print(f"{step.name}: {left:.0f} s are too few for it", flush=True)
             continue
         told["steps"][step.name] = _perform(step, min(step.seconds, left), results)
         _write(results, told)

@@ -19,13 +19,15 @@ _UNUSED = (
     *("usr/share/info", "usr/share/lintian", "usr/share/bash-completion", "usr/share/mime"),
     *("usr/share/zoneinfo", "usr/share/perl5", "usr/share/terminfo", "usr/share/common-licenses"),
     *("usr/libexec/podman/podman-testing", "usr/libexec/podman/rootlessport"),
-    *("usr/lib/podman/netavark-dhcp-proxy-client", "usr/lib/systemd/systemd-networkd"),
+    *("usr/lib/podman/netavark-*", "usr/libexec/podman/quadlet", "etc/ssh/moduli"),
+    *("usr/lib/systemd/systemd-networkd", "usr/bin/pzstd", "usr/lib/*/librpm*"),
+    *("usr/bin/*-linux-gnu-*", "usr/lib/*/libgprofng*", "usr/lib/*/gprofng", "usr/bin/gprofng*"),
+    *("usr/lib/*/libbfd*", "usr/lib/*/libopcodes*", "usr/lib/*/libctf*", "usr/lib/*/libsframe*"),
+    *("usr/share/hunspell*", "usr/lib/aspell", "usr/lib/*/libaspell*", "usr/lib/*/libenchant*"),
     *("usr/lib/python3*/test", "usr/lib/python3*/pydoc_data", "usr/lib/python3*/idlelib"),
     *("usr/lib/python3*/**/__pycache__", "usr/lib/python3/dist-packages/pystemd/*.c"),
-    *(
-        f"usr/lib/python3/dist-packages/{name}"
-        for name in ("pygments", "hypothesis", "_pytest", "bs4", "html5lib", "gi")
-    ),
+    *(f"usr/lib/python3/dist-packages/{name}" for name in ("pygments", "hypothesis", "_pytest")),
+    *(f"usr/lib/python3/dist-packages/{name}" for name in ("bs4", "html5lib", "gi", "zstandard")),
 )
 _IMPORTED = (
     *("aiohttp", "dbus_next.aio", "pystemd.daemon", "sdnotify", "yaml", "prometheus_client"),

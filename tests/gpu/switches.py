@@ -7,7 +7,7 @@ from llmuxd import names
 from tests.machine.ring import guest
 from tests.machine.ring.guest import sh
 
-from . import measure
+from . import foreign, measure
 from .measure import MODELS, ask, configure
 from .plan import Notes
 
@@ -29,29 +29,39 @@ def cold(notes: Notes) -> None:
         )  # fmt: skip
         for _ in range(ROUNDS):
             told(notes, "warm", name)
-        out = measure.command("llmuxctl", "checkpoint", name)
-        notes.add(
-            "image out", model=name, seconds=out, image_GiB=measure.image_size(name),
-            vram_MiB=measure.vram(),
-        )  # fmt: skip
+        _image_out(notes, name)
 
 
-def cold_again(notes: Notes) -> None:
-    """Two more of the first starts, then one with what they compiled: vLLM keeps that in a volume.
+def cold_again(name: str, notes: Notes) -> None:
+    """Two more of a first start: vLLM keeps what it compiled in a volume, which is emptied.
 
     By `stop` a model's checkpoint is discarded, so that the next start is a cold one.
     """
     configure()
-    for name in MODELS:
-        sh("llmuxctl", "switch", name, timeout=240)
-        for _ in range(ROUNDS - 1):
-            sh("llmuxctl", "stop", name, timeout=240)
-            measure.forget_compiled()
-            told(notes, "cold", name)
+    sh("llmuxctl", "switch", name, timeout=240)
+    for _ in range(ROUNDS - 1):
         sh("llmuxctl", "stop", name, timeout=240)
-        told(notes, "cold, compiled before", name)
-        out = measure.command("llmuxctl", "checkpoint", name)
-        notes.add("image out", model=name, seconds=out, image_GiB=measure.image_size(name))
+        measure.forget_compiled()
+        told(notes, "cold", name)
+    _image_out(notes, name)
+
+
+def cold_compiled(notes: Notes) -> None:
+    """A cold start with what one before has compiled."""
+    configure()
+    name = MODELS[0]
+    sh("llmuxctl", "switch", name, timeout=240)
+    sh("llmuxctl", "stop", name, timeout=240)
+    told(notes, "cold, compiled before", name)
+    _image_out(notes, name)
+
+
+def _image_out(notes: Notes, name: str) -> None:
+    out = measure.command("llmuxctl", "checkpoint", name)
+    notes.add(
+        "image out", model=name, seconds=out, image_GiB=measure.image_size(name),
+        vram_MiB=measure.vram(),
+    )  # fmt: skip
 
 
 def image(notes: Notes) -> None:
@@ -66,12 +76,18 @@ def image(notes: Notes) -> None:
 
 
 def image_switch(notes: Notes) -> None:
-    """Requests for the two in turn: the old one leaves to its image, the new one comes from it."""
+    """Requests for the two in turn: the old one leaves to its image, the new one comes from it.
+
+    In the second half each request comes with the answer before, and may find its model leaving.
+    """
     configure()
     ask(MODELS[-1])
-    for _ in range(ROUNDS):
-        for name in MODELS:
-            told(notes, "image switch", name)
+    for what in ("image switch", "image switch, at once"):
+        for _ in range(ROUNDS):
+            for name in MODELS:
+                if what == "image switch":
+                    settle("checkpointed")
+                told(notes, what, name)
 
 
 def park(notes: Notes) -> None:
@@ -79,15 +95,14 @@ def park(notes: Notes) -> None:
     configure(tier="park")
     for name in MODELS:
         told(notes, "image back", name)
-    sh("llmuxctl", "park", MODELS[-1], timeout=120)
+        sh("llmuxctl", "park", name, timeout=120)
+    guest.eventually(lambda: states() == ["parked", "parked"], "both are parked", 20)
     notes.add(
         "parked, both", vram_MiB=measure.vram(), available_GiB=measure.available(),
         **{f"ram_GiB {name}": measure.ram(name) for name in MODELS},
     )  # fmt: skip
     for number in range(SWITCHES):
-        name = MODELS[number % 2]
-        told(notes, "parked switch", name)
-        notes.add("parked switch, then", model=name, vram_MiB=measure.vram())
+        told(notes, "parked switch", MODELS[number % 2])
     for _ in range(ROUNDS):
         for name in MODELS:
             told(notes, "parked back", name)
@@ -95,6 +110,23 @@ def park(notes: Notes) -> None:
             notes.add("park out", model=name, seconds=out, vram_MiB=measure.vram())
     mismatches = sum("its canary says" in guest.journal(names.unit(m)) for m in MODELS)
     notes.add("canary", mismatches=mismatches)
+
+
+def one_by_one(notes: Notes) -> None:
+    """On a GPU that a foreign program leaves room on for one: the old one leaves first."""
+    if not measure.HAS_GPU:
+        return
+    with foreign.hog(measure.total_vram() / 1024 - 1.5 * measure.VRAM_GIB):
+        for tier, rest in (("park", "parked"), ("checkpoint", "checkpointed")):
+            # Without `vram` all that no process is seen to hold would pass for the model's own.
+            configure(tier=tier, vram="26GiB")
+            for name in MODELS:
+                ask(name)
+            for _ in range(ROUNDS):
+                for name in MODELS:
+                    settle(rest)
+                    told(notes, f"one by one, tier {tier}", name)
+        notes.add("one by one", vram_MiB=measure.vram())
 
 
 def both_fit(notes: Notes) -> None:
@@ -118,13 +150,18 @@ def moment(notes: Notes) -> None:
     for _ in range(ROUNDS):
         for name in MODELS:
             told(notes, "both for a moment", name)
-            # What leaves behind the answer must not be in the next switch's way.
-            guest.eventually(_settled, "the old one has left", 20)
+            settle("parked")
             notes.add("both for a moment, then", vram_MiB=measure.vram())
 
 
-def _settled() -> bool:
-    return sorted(guest.state(name) for name in MODELS) == ["parked", "serving"]
+def settle(rest: str) -> None:
+    """Wait for the old one, which leaves behind the answer of the new one, to be at `rest`."""
+    guest.eventually(lambda: states() == sorted([rest, "serving"]), "the old one has left", 20)
+
+
+def states() -> list[str]:
+    """The models' states, sorted."""
+    return sorted(guest.state(name) for name in MODELS)
 
 
 def told(notes: Notes, what: str, name: str) -> None:
@@ -132,8 +169,8 @@ def told(notes: Notes, what: str, name: str) -> None:
     since = time.time()
     answer = ask(name)
     notes.add(
-        what, model=name, first=answer.first, end=answer.end, same=measure.same(name, answer.text),
-        moves=measure.moves(since), text=answer.text,
+        what, model=name, asked=since, first=answer.first, end=answer.end,
+        same=measure.same(name, answer.text), moves=measure.moves(since), text=answer.text,
     )  # fmt: skip
 
 

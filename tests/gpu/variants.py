@@ -11,14 +11,13 @@ from .measure import MODELS, ask, configure
 from .plan import Notes
 from .switches import ROUNDS, told
 
-# The first two are llmuxd's own choices.
-PARK_SLEEPS = ("1", "2", "kv", "off")
-IMAGE_SLEEPS = ("1", "off")
+# Level 1 is llmuxd's own choice. `kv` needs another container: `eager` has it.
+PARK_SLEEPS = ("1", "2", "off")
 
 
 def levels(notes: Notes) -> None:
-    """Qwen parked after each sleep, and its image after the sleeps that are not the default."""
-    for sleep in PARK_SLEEPS[:2] + PARK_SLEEPS[3:]:
+    """Qwen parked after each sleep."""
+    for sleep in PARK_SLEEPS:
         configure(tier="park", park_sleep=sleep)
         told(notes, f"image back, then park_sleep {sleep}", QWEN)
         _park(notes, f"park_sleep {sleep}")
@@ -69,17 +68,21 @@ def eager(notes: Notes) -> None:
         return
     measure.forget_texts()
     args = [*measure.model(QWEN)["args"], "--enforce-eager"]
-    for park_sleep, image_sleep in (("kv", "2"), ("kv", "kv")):
-        configure(tier="park", park_sleep=park_sleep, image_sleep=image_sleep, args=args)
-        told(notes, "eager: start", QWEN)
-        _park(notes, f"eager: park_sleep {park_sleep}")
-        out = measure.command("llmuxctl", "checkpoint", QWEN)
-        notes.add(
-            f"eager: image_sleep {image_sleep}", seconds=out, image_GiB=measure.image_size(QWEN)
+    # The second one's images are taken anew each time: else it would go on with the first one's.
+    for image_sleep, snapshot in (("2", "pristine"), ("kv", "live")):
+        configure(
+            tier="park", park_sleep="kv", image_sleep=image_sleep, snapshot=snapshot, args=args
         )
+        told(notes, "eager: start", QWEN)
+        if snapshot == "pristine":
+            _park(notes, "eager: park_sleep kv")
         for _ in range(ROUNDS):
-            told(notes, f"eager: image back, image_sleep {image_sleep}", QWEN)
-            sh("llmuxctl", "checkpoint", QWEN, timeout=120)
+            out = measure.command("llmuxctl", "checkpoint", QWEN)
+            notes.add(
+                f"eager: image_sleep {image_sleep}, out", model=QWEN, seconds=out,
+                image_GiB=measure.image_size(QWEN),
+            )  # fmt: skip
+            told(notes, f"eager: image_sleep {image_sleep}, back", QWEN)
 
 
 def _park(notes: Notes, what: str) -> None:

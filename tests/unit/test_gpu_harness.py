@@ -137,24 +137,58 @@ def test_no_step_begins_that_has_no_time(played: Path) -> None:
     assert (played / "ran").read_text().split() == ["one"]
 
 
-def test_own_share_is_what_the_parts_leave(capsys: pytest.CaptureFixture[str]) -> None:
-    moves = [
-        {"direction": "out", "parts": {"suspend": 1.0}},
-        {"direction": "in", "parts": {"look": 0.1, "resume": 0.7}},
-    ]
+def _move(direction: str, begin: float, end: float, **parts: float) -> dict[str, Any]:
+    return {"direction": direction, "ended": end, "seconds": end - begin, "parts": parts}
+
+
+def _shares(*moves: dict[str, Any], first: float = 2.0) -> list[float]:
     rows = [
         {"what": "warm", "model": QWEN, "first": 0.05},
-        {"what": "parked switch", "model": QWEN, "first": 2.0, "same": True, "moves": moves},
+        {"what": "parked switch", "model": QWEN, "asked": 100.0, "first": first, "moves": moves},
+    ]
+    return Report({"host": {}, "steps": {"all": {"state": "done", "rows": rows}}}).shares()
+
+
+def test_own_share_is_what_the_parts_leave() -> None:
+    # 0.1 before the first, 0.02 of it, 0.03 between the two, 0.1 for a look, 0.05 after them
+    one_by_one = (
+        _move("out", 100.1, 101.12, suspend=1.0),
+        _move("in", 101.15, 101.95, look=0.1, resume=0.7),
+    )
+    assert _shares(*one_by_one) == [pytest.approx(0.25)]
+
+
+def test_what_leaves_beside_the_one_that_comes_hides_nothing() -> None:
+    alone = _move("in", 100.3, 101.9, resume=1.6)
+    assert _shares(alone) == [pytest.approx(0.35)]
+    assert _shares(alone, _move("out", 100.3, 101.8, suspend=1.5)) == [pytest.approx(0.35)]
+    # One that leaves first is waited for up to where the other one comes in.
+    first = _move("out", 100.1, 100.5, kill=0.1, tidy=0.3)
+    assert _shares(first, alone) == [pytest.approx(0.15)]
+
+
+def test_goals_are_told_from_what_was_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
         {"what": "image back", "model": QWEN, "end": 4.0, "same": True, "moves": []},
         {"what": "cold", "model": QWEN, "end": 60.0, "same": True, "moves": []},
+        {"what": "check, taken away", "gone": "the driver", "red": True},
     ]
-    report = Report({"host": {}, "steps": {"all": {"state": "done", "rows": rows}}})
+    beside = [{"what": "image back", "model": QWEN, "end": 9.0, "same": True, "moves": []}]
+    steps = {"image": rows, "park": beside}
+    report = Report(
+        {"host": {}, "steps": {k: {"state": "done", "rows": v} for k, v in steps.items()}}
+    )
 
-    assert report.share() == pytest.approx(0.25)
     assert not report.goals()
 
     lines = capsys.readouterr().out.splitlines()
     assert "goal image to first completion, Qwen 3B: 4 s (wanted at most 5 s): met" in lines
     assert "goal cold start against image, Qwen 3B: 15 (wanted at least 12): met" in lines
     assert any("against a parked one: not measured" in line and "missed" in line for line in lines)
-    assert any(line.startswith("goal llmuxd's own share") and "0.25 s" in line for line in lines)
+    assert "goal check: of 1 things taken away not told: 0 (wanted at most 0): met" in lines
+
+
+def test_a_step_that_takes_longer_than_is_left_makes_way(played: Path) -> None:
+    long = plan.Step("long", 300.0, lambda _notes: None, takes=200.0)
+    told = _run(played, long, _step("short"))
+    assert list(told["steps"]) == ["short"]
