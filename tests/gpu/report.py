@@ -15,6 +15,11 @@ Row = dict[str, Any]
 OPT, QWEN = "facebook/opt-125m", "Qwen/Qwen2.5-3B-Instruct"
 # Comparing an image's record with this host and its files.
 OWN_PARTS = ("look",)
+# Of llmuxctl check.
+GPU_LINES = (
+    *("driver", "libcuda", "gpus", "vram", "io_uring"),
+    *("cuda-checkpoint", "cuda plugin", "devices"),
+)
 # From the image, from memory, and from one to the other, beside each other and one by one.
 SWITCHES = (
     *("image back", "image switch", "image switch, at once", "parked back", "parked switch"),
@@ -102,6 +107,9 @@ class Report:
         wrong = sum(not row["same"] for row in self.rows if "same" in row)
         mismatches = sum(self.values("canary", "mismatches"))
         _at_most(goals, "wrong texts and canary mismatches", wrong + mismatches, 0, "")
+        lines = [row["lines"] for row in self.rows if row["what"] == "check"]
+        bad = [line for told in lines for line in GPU_LINES if not told[line].startswith("ok")]
+        _at_most(goals, "check: lines of the GPU not ok", len(bad) if lines else None, 0, "")
         gone = [row for row in self.rows if row["what"] == "check, taken away"]
         green = None if not gone else sum(not row.get("red") for row in gone)
         _at_most(goals, f"check: of {len(gone)} things taken away not told", green, 0, "")

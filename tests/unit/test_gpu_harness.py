@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from tests.gpu import driver, fatbin, plan
-from tests.gpu.report import QWEN, Report
+from tests.gpu.report import GPU_LINES, QWEN, Report
 
 _PTX, _ELF = 1, 2
 
@@ -171,6 +171,7 @@ def test_goals_are_told_from_what_was_measured(capsys: pytest.CaptureFixture[str
     rows = [
         {"what": "image back", "model": QWEN, "end": 4.0, "same": True, "moves": []},
         {"what": "cold", "model": QWEN, "end": 60.0, "same": True, "moves": []},
+        {"what": "check", "lines": dict.fromkeys(GPU_LINES, "ok: yes: ") | {"vram": "fail: no: "}},
         {"what": "check, taken away", "gone": "the driver", "red": True},
     ]
     beside = [{"what": "image back", "model": QWEN, "end": 9.0, "same": True, "moves": []}]
@@ -185,6 +186,7 @@ def test_goals_are_told_from_what_was_measured(capsys: pytest.CaptureFixture[str
     assert "goal image to first completion, Qwen 3B: 4 s (wanted at most 5 s): met" in lines
     assert "goal cold start against image, Qwen 3B: 15 (wanted at least 12): met" in lines
     assert any("against a parked one: not measured" in line and "missed" in line for line in lines)
+    assert "goal check: lines of the GPU not ok: 1 (wanted at most 0): missed" in lines
     assert "goal check: of 1 things taken away not told: 0 (wanted at most 0): met" in lines
 
 
