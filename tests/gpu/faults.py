@@ -20,7 +20,7 @@ from tests.machine.ring.guest import OPT, QWEN, sh
 from . import foreign, measure
 from .measure import MODELS, Refused, ask, configure
 from .plan import Notes
-from .switches import told
+from .switches import free, settle, states, told
 
 PLUGIN = Path("/usr/lib/criu/cuda_plugin.so")
 _PROGRAM = Path("/usr/libexec/llmux/bin/cuda-checkpoint")
@@ -166,15 +166,21 @@ def killed_llmuxd(notes: Notes) -> None:
     notes.add("llmuxd killed in mid-switch", client=lost)
     told(notes, "asked again", QWEN)
     told(notes, "the other", OPT)
-    notes.add("after", vram_before_MiB=before, vram_MiB=measure.vram(), left=_stray())
+    with contextlib.suppress(AssertionError):
+        settle("checkpointed")
+    notes.add(
+        "after", vram_before_MiB=before, vram_MiB=measure.vram(), states=states(), left=_stray()
+    )
 
 
 def killed_engine(notes: Notes) -> None:
     """The engine of a parked model is killed."""
     configure(tier="park")
+    free(notes)
     told(notes, "before", QWEN)
     alone = measure.vram()
     told(notes, "before", OPT)
+    settle("parked")
     pid = int(sh("podman", "inspect", "--format", "{{.State.Pid}}", names.container(QWEN)))
     begin = time.monotonic()
     os.kill(pid, signal.SIGKILL)

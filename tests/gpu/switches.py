@@ -116,6 +116,8 @@ def one_by_one(notes: Notes) -> None:
     """On a GPU that a foreign program leaves room on for one: the old one leaves first."""
     if not measure.HAS_GPU:
         return
+    for name in MODELS:
+        measure.leave(name)
     with foreign.hog(measure.total_vram() / 1024 - 1.5 * measure.VRAM_GIB):
         for tier, rest in (("park", "parked"), ("checkpoint", "checkpointed")):
             # Without `vram` all that no process is seen to hold would pass for the model's own.
