@@ -15,6 +15,7 @@ from .admission import Admission
 from .costbook import CostBook
 from .fleet import Fleet
 from .models import Model, now
+from .succession import Succession
 
 log = logging.getLogger(__name__)
 
@@ -22,8 +23,9 @@ log = logging.getLogger(__name__)
 class Coming:
     """The ways in; each is the work of a transition."""
 
-    def __init__(self, fleet: Fleet, admission: Admission, book: CostBook):
+    def __init__(self, fleet: Fleet, admission: Admission, book: CostBook, succession: Succession):
         self._fleet = fleet
+        self._succession = succession
         self._units = fleet.units
         self._admission = admission
         self._book = book
@@ -35,6 +37,8 @@ class Coming:
         resumed = status.up
         model.held_gpus = model.config.gpus
         try:
+            # Whoever takes over from a llmuxd that is killed from here on has to know.
+            await self._succession.written()
             if resumed:
                 if status.frozen:
                     await self._units.thaw(model.name)

@@ -19,6 +19,7 @@ from . import pauses
 from .costbook import CostBook
 from .fleet import Fleet
 from .models import Model, now
+from .succession import Succession
 from .tasks import Tasks
 
 log = logging.getLogger(__name__)
@@ -30,8 +31,9 @@ class Leaving:
     Cancelled while it drains, nothing has happened.
     """
 
-    def __init__(self, fleet: Fleet, tasks: Tasks, book: CostBook):
+    def __init__(self, fleet: Fleet, tasks: Tasks, book: CostBook, succession: Succession):
         self._fleet = fleet
+        self._succession = succession
         self._tasks = tasks
         self._units = fleet.units
         self._book = book
@@ -61,8 +63,16 @@ class Leaving:
 
         Not before those of `after` have come in; where they do not come, it stays.
         """
-        if not await self._see_in(model, after):
-            return
+        try:
+            if await self._see_in(model, after):
+                await self._put_away(model)
+        except Exception:
+            self._succession.forget(model.name)
+            raise
+        # Cancelled, it is left to whoever comes next.
+        self._succession.forget(model.name)
+
+    async def _put_away(self, model: Model) -> None:
         if model.config.tier is Tier.PARK and not memory.short():
             try:
                 await self.park(model)

@@ -26,6 +26,7 @@ from .leaving import Leaving
 from .models import Model, Wish, now
 from .operators import Operators
 from .preloading import Preloading
+from .succession import Succession
 from .tasks import Tasks
 from .transitions import Transitions
 
@@ -45,7 +46,8 @@ class Switcher:
         self._book = CostBook()
         self._admission = Admission(self._fleet, self._book)
         self._transitions = Transitions(self._fleet, self._tasks)
-        self._leaving = Leaving(self._fleet, self._tasks, self._book)
+        self._succession = Succession(self._tasks)
+        self._leaving = Leaving(self._fleet, self._tasks, self._book, self._succession)
         self._operators = Operators(
             self._fleet, self._admission, self._transitions, self._leaving, self._book
         )
@@ -53,8 +55,9 @@ class Switcher:
             self._fleet,
             self._admission,
             self._transitions,
-            Coming(self._fleet, self._admission, self._book),
+            Coming(self._fleet, self._admission, self._book, self._succession),
             self._leaving,
+            self._succession,
             self._book,
             gauge,
         )
@@ -214,6 +217,7 @@ class Switcher:
         """Take over what runs already. Call once the units are attached."""
         fleet = self._fleet
         await self._book.load()
+        await self._succession.load()
         for name in fleet.units.running():
             if name not in fleet.models:
                 # Removed from the file while nobody looked: it holds its GPU until it leaves.
@@ -242,6 +246,7 @@ class Switcher:
             self._admission.refuse_all(model, Stopping("llmuxd is stopping"))
         await self.jobs.close()
         await self._tasks.close()
+        await self._succession.written()
         await self._book.save()
         for model in self._fleet.models.values():
             await self._fleet.close_backend(model)

@@ -6,6 +6,7 @@ begins, and whenever the clock is about to move: then all has happened that can 
 """
 
 import asyncio
+import itertools
 from dataclasses import dataclass, field
 from math import inf
 
@@ -307,6 +308,15 @@ class Rules:
     def _deadline(self, model: Model) -> float:
         arrived = [w.arrived for w in model.waiters if w.wish is not Wish.PRELOAD]
         return arrived[0] + model.config.max_wait if arrived else inf
+
+    def nobody_is_crowded(self) -> None:
+        """Rule 7 at rest, where nobody but llmuxd brought in who is in."""
+        fleet = self.switcher._fleet
+        here = [model for model in fleet.models.values() if self._stage(model) is Stage.IN]
+        for model, other in itertools.combinations(here, 2):
+            shared = set(model.held) & set(other.held)
+            if shared and None in (model.config.vram, other.config.vram):
+                self.breaks(7, f"{model.name} and {other.name} both stay on GPU {min(shared)}")
 
     def at_the_end(self) -> None:
         """Rule 8, and that everybody was answered, rightly or with an error that has a name."""

@@ -88,6 +88,8 @@ ACTIONS = (
     *("remove", "bring back", "change", "restart"),
     *OPERATORS,
 )
+# Whoever does this puts models where others are, or says that they need other room.
+CROWDING = {"start by hand", "reload by hand", "change", "remove", "bring back"}
 event = st.builds(
     Event,
     delay=st.sampled_from([0.0, 0.0, 0.0, 0.3, 1.0, 4.0, 15.0, 60.0]),
@@ -237,6 +239,8 @@ class Drive:
                 self._switcher.pin(name, False)
         await asyncio.sleep(AT_LAST)
         self.rules.at_the_end()
+        if not {event.what for event in self._scenario.events} & CROWDING:
+            self.rules.nobody_is_crowded()
         self.rules.watching = False
         for job in self._switcher.jobs.all():
             self._switcher.jobs.cancel(job.number)

@@ -70,7 +70,7 @@ class Stage:
         self.ended: list[Job] = []
         self._clients: list[Client] = []
         self._changed = asyncio.Event()
-        self.switcher.listeners.append(lambda name: self._changed.set())
+        self.switcher.listeners.append(self.heard)
         self.hear_jobs()
 
     def hear_jobs(self) -> None:
@@ -83,6 +83,10 @@ class Stage:
             self._changed.set()
 
         self.switcher.jobs.on_removed = removed
+
+    def heard(self, name: str) -> None:
+        """Something of a model changed; another switcher that runs over the units says so too."""
+        self._changed.set()
 
     def client(self, name: str) -> Client:
         """Begin a request."""

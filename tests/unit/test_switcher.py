@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 import asyncio
 import inspect
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -550,6 +551,37 @@ async def test_one_that_was_to_leave_stays_where_the_newcomer_does_not_come() ->
         await stage.until_state("b", State.SERVING)
         await stage.ask("b")
         assert stage.units.log[-2:] == ["reload a", "stop a"]
+
+
+@pytest.mark.parametrize("when", ["it comes", "the other one drains"])
+async def test_llmuxd_that_ends_while_both_are_in_is_followed_by_one_that_sends_the_old_one_away(
+    when: str,
+) -> None:
+    async with on_stage(PARKING, B) as stage:
+        await stage.ask("a")
+        await stage.ask("b")
+        stream = stage.client("b")
+        await stream.admitted.wait()
+        gate = stage.units.hold("reload", "a")
+        client = stage.client("a")
+        await gate.reached.wait()
+        if when != "it comes":
+            gate.open()
+            await client.admitted.wait()
+        await stage.switcher.close()
+        again = Switcher(stage.switcher.config, stage.units)
+        await again.adopt()
+        again.listeners.append(stage.heard)
+        running = asyncio.create_task(again.run())
+        if when == "it comes":
+            assert again.state("b") is State.SERVING
+            Parked.forget("a")
+            stage.units.by_hand("a", replace(UP, text="serving again"))
+        await stage.until(lambda: again.state("b") is State.CHECKPOINTED)
+        assert again.state("a") is State.SERVING
+        await again.close()
+        await running
+        assert "succession.json" not in os.listdir(os.environ["RUNTIME_DIRECTORY"])
 
 
 async def test_an_image_comes_in_beside_another_where_memory_is_plenty(

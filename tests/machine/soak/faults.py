@@ -44,6 +44,7 @@ class Faults:
             "kill -9 llmuxd, a model draining": self._kill_draining,
             "kill -9 llmuxd, a model leaving": lambda: self._kill_daemon("deactivating"),
             "kill -9 llmuxd, a model parking": self._kill_parking,
+            "kill -9 llmuxd, two models meeting": self._kill_meeting,
             "kill -9 engine": self._kill_engine,
             "kill -9 conmon": self._kill_conmon,
             "kill -9 helper in ExecStart": lambda: self._kill_helper("activating"),
@@ -89,6 +90,17 @@ class Faults:
             if time.monotonic() > end:
                 raise NeverCame("no model was parked or woken")
             await asyncio.sleep(0.003)
+        self._kill_one_that_serves(pid)
+
+    async def _kill_meeting(self) -> None:
+        """While one comes in beside the one that is to leave for it."""
+        pid = await _daemon()
+        end = time.monotonic() + PATIENCE
+        while not (RUN / "succession.json").exists():
+            if time.monotonic() > end:
+                raise NeverCame("no two models met")
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(self._chance.uniform(0, 0.2))
         self._kill_one_that_serves(pid)
 
     def _kill_one_that_serves(self, pid: int) -> None:
@@ -222,14 +234,8 @@ class Faults:
         """By llmuxd's own word while its unit is active still: systemd's begins later."""
         end = time.monotonic() + PATIENCE
         while time.monotonic() < end:
-            told = await asyncio.to_thread(
-                sh, "busctl", "--json=short", "call", "org.llmux", "/Manager", "org.llmux.Manager",
-                "ListModels", check=False,
-            )  # fmt: skip
-            rows = json.loads(told)["data"][0] if told else []
-            units = [unit for _, state, _, unit in rows if state == "draining"]
-            for unit in units:
-                if await _show(unit, "ActiveState") == "active":
+            for name, state in (await asyncio.to_thread(models.states)).items():
+                if state == "draining" and await _show(names.unit(name), "ActiveState") == "active":
                     return
             await asyncio.sleep(0.02)
         raise NeverCame("no model was draining")

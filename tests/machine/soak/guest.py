@@ -35,6 +35,7 @@ def main() -> int:
         guest.sh("systemctl", "start", "llmuxd.socket", "llmuxd.service")
         try:
             rows, gaps = asyncio.run(soak(minutes * 60, random.Random(seed)))
+            crowds = models.crowds()
         finally:
             guest.stop_everything()
     _print(rows)
@@ -48,6 +49,7 @@ def main() -> int:
             f"below {GAP:.0f} ms",
             max(gaps) < GAP,
         )
+    goals.line("stay on one GPU together", ", ".join(crowds) or "nobody", "nobody", not crowds)
     left = guest.leftovers()
     goals.line("left behind", ", ".join(left) or "nothing", "nothing", not left)
     bugs = [line for line in guest.journal("llmuxd.service").splitlines() if "Traceback" in line]

@@ -4,7 +4,7 @@
 import json
 from typing import Any
 
-from ..ring.guest import CONFIG, FAKE, sh
+from ..ring.guest import CONFIG, FAKE, eventually, sh
 
 REQUEST_TIMEOUT = 25.0
 _DEFAULTS: dict[str, Any] = {
@@ -32,6 +32,30 @@ def write(without: str = "") -> None:
         if name != without
     }
     CONFIG.write_text(json.dumps({"defaults": _DEFAULTS, "models": models}), encoding="utf-8")
+
+
+def states() -> dict[str, str]:
+    """By llmuxd's own word; nothing where it is not there to say it."""
+    told = sh(
+        "busctl", "--json=short", "call", "org.llmux", "/Manager", "org.llmux.Manager",
+        "ListModels", check=False,
+    )  # fmt: skip
+    return {name: state for name, state, *_ in json.loads(told)["data"][0]} if told else {}
+
+
+def crowds() -> list[str]:
+    """Who stays on one GPU together, though there is room for one; once nobody is on the way."""
+    found: dict[str, str] = {}
+
+    def at_rest() -> bool:
+        found.update(states())
+        return bool(found) and not {"starting", "draining"} & set(found.values())
+
+    eventually(at_rest, "nobody is on the way", 60)
+    here: dict[int, list[str]] = {}
+    for name in [name for name, state in found.items() if state == "serving"]:
+        here.setdefault(_KINDS[name]["gpus"][0], []).append(name)
+    return [" and ".join(names) for names in here.values() if len(names) > 1]
 
 
 def reload() -> None:
