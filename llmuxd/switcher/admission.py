@@ -67,7 +67,7 @@ class Admission:
 
     def let_in(self, model: Model) -> None:
         """Serve all who wait, where the model serves."""
-        if self._fleet.stage(model) is not Stage.IN or model.backend is None:
+        if not model.waiters or self._fleet.stage(model) is not Stage.IN or model.backend is None:
             return
         while model.waiters:
             waiter = model.waiters.popleft()
@@ -77,6 +77,8 @@ class Admission:
             if waiter.wish is Wish.REQUEST:
                 self._join(model)
             waiter.admitted.set_result(model.backend)
+        model.promised = False
+        self._fleet.tell(model.name)
 
     def refuse_all(self, model: Model, error: LlmuxError) -> None:
         """Answer all who wait with `error`."""
@@ -85,6 +87,7 @@ class Admission:
             self._count(waiter, -1)
             if not waiter.admitted.done():
                 waiter.admitted.set_exception(error)
+        model.promised = False
         self._fleet.changed(model)
 
     def _line_up(self, model: Model, wish: Wish, priority: int) -> Waiter:
@@ -103,13 +106,20 @@ class Admission:
             return await future
         except asyncio.CancelledError:
             if waiter in model.waiters:
-                model.waiters.remove(waiter)
-                self._count(waiter, -1)
+                self._withdraw(model, waiter)
             elif waiter.wish is Wish.REQUEST and future.done() and _was_let_in(future):
                 # It was let in in the very moment in which its client left.
                 self.leave(model)
             self._fleet.changed(model)
             raise
+
+    def _withdraw(self, model: Model, waiter: Waiter) -> None:
+        """An operator's wish that another model left for stands: its place would stay empty."""
+        if model.promised and waiter.wish is not Wish.REQUEST:
+            return
+        model.waiters.remove(waiter)
+        self._count(waiter, -1)
+        model.promised = model.promised and bool(model.waiters)
 
     def _anybody_waits(self) -> bool:
         return any(model.waiters for model in self._fleet.models.values())

@@ -36,6 +36,7 @@ class Coming:
         status = self._units.status(model.name)
         resumed = status.up
         model.held_gpus = model.config.gpus
+        model.promised = False
         try:
             # Whoever takes over from a llmuxd that is killed from here on has to know.
             await self._succession.written()

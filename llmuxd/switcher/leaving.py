@@ -18,7 +18,7 @@ from ..state import State
 from . import pauses
 from .costbook import CostBook
 from .fleet import Fleet
-from .models import Model, now
+from .models import Model, Wish, now
 from .succession import Succession
 from .tasks import Tasks
 
@@ -86,9 +86,7 @@ class Leaving:
         """Stop the unit."""
         await self._drain(model)
         begin = now()
-        model.moving = Stage.LEAVING
-        self._fleet.changed(model)
-        await self._fleet.close_backend(model)
+        await self._turn_away(model)
         if self._units.status(model.name).frozen:
             await self._units.thaw(model.name)
         try:
@@ -118,9 +116,7 @@ class Leaving:
             return
         await self._drain(model)
         begin = now()
-        model.moving = Stage.LEAVING
-        self._fleet.changed(model)
-        await self._fleet.close_backend(model)
+        await self._turn_away(model)
         await helper.park(self._units, model.name)
         await self._fleet.look(model)
         if not model.parked:
@@ -139,6 +135,25 @@ class Leaving:
         here = [each for each in newcomers if self._fleet.stage(each) is Stage.IN]
         return bool(here) or not newcomers
 
+    async def _turn_away(self, model: Model) -> None:
+        """From here on there is no way back."""
+        if model.moving is Stage.DRAINING and not model.commanded:
+            self._promise(model.held)
+        model.moving = Stage.LEAVING
+        self._fleet.changed(model)
+        await self._fleet.close_backend(model)
+
+    def _promise(self, gpus: Sequence[int]) -> None:
+        """Whoever is next on these has made another one leave."""
+        for number in gpus:
+            waiting = [
+                other
+                for other in self._fleet.models.values()
+                if other.waiters and number in other.config.gpus
+            ]
+            if waiting:
+                min(waiting, key=_turn).promised = True
+
     async def _drain(self, model: Model) -> None:
         requests = model.in_flight
         if requests:
@@ -148,6 +163,11 @@ class Leaving:
             model.idle.clear()
             await model.idle.wait()
             self._book.learn(model.name, Cost.DRAIN, (now() - begin) / requests)
+
+
+def _turn(model: Model) -> tuple[bool, int, float]:
+    preload = all(waiter.wish is Wish.PRELOAD for waiter in model.waiters)
+    return preload, -(model.config.priority + model.urgency), model.waiters[0].arrived
 
 
 async def _read_ahead(image: Checkpoint) -> None:

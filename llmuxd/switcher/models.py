@@ -46,6 +46,7 @@ class Model:
     config: ModelConfig
     waiters: deque[Waiter] = field(default_factory=deque)
     urgency: int = 0  # what the waiters add to its priority
+    promised: bool = False  # its waiters': another one left, or is leaving, for them
     in_flight: int = 0
     idle: asyncio.Event = field(default_factory=asyncio.Event)
     transition: asyncio.Task[LlmuxError | None] | None = None

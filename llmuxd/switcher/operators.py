@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: MIT
 """What people ask for: jobs that go beside the policy, and by the same moves."""
 
+import asyncio
+
 from ..config import Tier
 from ..costs import Cost
-from ..errors import ModelFailed, NotRunning, NotSupported
+from ..errors import LlmuxError, ModelFailed, NotRunning, NotSupported
 from ..jobs import Job, Jobs, Kind
 from ..model.activation import Leave
 from ..policy import Stage
@@ -13,6 +15,7 @@ from .costbook import CostBook
 from .fleet import Fleet
 from .leaving import Leaving
 from .models import Model, Wish
+from .tasks import Tasks
 from .transitions import Transitions
 
 
@@ -22,6 +25,7 @@ class Operators:
     def __init__(
         self,
         fleet: Fleet,
+        tasks: Tasks,
         admission: Admission,
         transitions: Transitions,
         leaving: Leaving,
@@ -29,6 +33,7 @@ class Operators:
     ):
         self.jobs = Jobs()
         self._fleet = fleet
+        self._tasks = tasks
         self._admission = admission
         self._transitions = transitions
         self._leaving = leaving
@@ -100,12 +105,42 @@ class Operators:
         async def work(job: Job) -> None:
             if self._fleet.state(model) is State.CHECKPOINTED:
                 return
-            await self._admission.enter(model, Wish.OPERATOR)
-            if model.config.checkpoint:
-                await self._end(model, Leave.CHECKPOINT)
-                _require_checkpoint(model)
+            if self._fleet.stage(model) is Stage.IN:
+                await self._write(model)
+            else:
+                await self._bring_in_and_write(model)
 
         return self.jobs.add(Kind.WARMUP, model.name, work, self._warming(model))
+
+    async def _bring_in_and_write(self, model: Model) -> None:
+        """Cancelled once the model comes, or another one leaves for it, it goes on to its end."""
+        coming = asyncio.Event()
+
+        async def steps() -> LlmuxError | None:
+            try:
+                await self._admission.enter(model, Wish.OPERATOR)
+                coming.set()
+                await self._write(model)
+            except LlmuxError as error:
+                return error
+            return None
+
+        task = asyncio.create_task(steps())
+        self._tasks.own(task)
+        try:
+            error = await asyncio.shield(task)
+        except asyncio.CancelledError:
+            begun = model.promised or model.moving is Stage.COMING or coming.is_set()
+            if not begun:
+                task.cancel()
+            raise
+        if error is not None:
+            raise error
+
+    async def _write(self, model: Model) -> None:
+        if model.config.checkpoint:
+            await self._end(model, Leave.CHECKPOINT)
+            _require_checkpoint(model)
 
     def _forgive(self, model: Model) -> None:
         """What failed before does not count against what an operator asks for."""

@@ -49,7 +49,12 @@ class Switcher:
         self._succession = Succession(self._tasks)
         self._leaving = Leaving(self._fleet, self._tasks, self._book, self._succession)
         self._operators = Operators(
-            self._fleet, self._admission, self._transitions, self._leaving, self._book
+            self._fleet,
+            self._tasks,
+            self._admission,
+            self._transitions,
+            self._leaving,
+            self._book,
         )
         self._decider = Decider(
             self._fleet,

@@ -157,6 +157,9 @@ class Rules:
         """Whether somebody waits for the model, or did until just now."""
         if clock() in (self._gone.get(name), self._changed_at):
             return True
+        model = self._model(name)
+        if model is not None and any(w.wish is not Wish.REQUEST for w in model.waiters):
+            return True  # of a job that was cancelled too late, perhaps
         jobs = self.switcher.jobs.all()
         return any(request.waits for request in self.requests if request.model == name) or any(
             job.kind in _WISHES for job in jobs if job.model == name

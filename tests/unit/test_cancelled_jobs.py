@@ -35,7 +35,8 @@ async def goes_on(stage: Stage) -> None:
     """Nothing is under way or waits, and each model serves who asks."""
     await stage.until_idle()
     assert stage.switcher.jobs.all() == []
-    assert not any(stage.switcher.model(name).waiters for name in stage.switcher.names())
+    models = [stage.switcher.model(name) for name in stage.switcher.names()]
+    await stage.until(lambda: not any(model.waiters for model in models))
     for name in stage.switcher.names():
         await stage.ask(name)
 
@@ -72,8 +73,42 @@ async def test_while_another_one_drains_nothing_has_happened(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", IN)
-async def test_while_it_starts_the_start_goes_on(kind: str) -> None:
-    """As if a switch had ended: a warm-up that was cancelled by then writes nothing."""
+async def test_while_another_one_leaves_all_goes_on(kind: str) -> None:
+    """Its place would stay empty otherwise."""
+    async with on_stage(a_model("a"), a_model("b")) as stage:
+        await stage.ask("b")
+        gate = stage.units.hold("stop", "b")
+        job = BEGIN[kind](stage.switcher, "a")
+        await gate.reached.wait()
+        stage.switcher.jobs.cancel(job.number)
+        assert await stage.result(job) == "canceled"
+        gate.open()
+        await stage.until_state("a", END[kind])
+        moves = ["start b", "stop b", "start a", "stop a"]
+        assert stage.units.log == moves[: 4 if kind == "warmup" else 3]
+        await goes_on(stage)
+
+
+async def test_one_that_nobody_leaves_for_does_not_go_on() -> None:
+    """Another one is before it, and it is that one for whom the place is made."""
+    async with on_stage(a_model("a"), a_model("b"), a_model("c")) as stage:
+        await stage.ask("b")
+        gate = stage.units.hold("stop", "b")
+        client = stage.client("c")
+        await gate.reached.wait()
+        job = stage.switcher.switch("a")
+        await stage.settle()
+        stage.switcher.jobs.cancel(job.number)
+        assert await stage.result(job) == "canceled"
+        gate.open()
+        await client.finish()
+        await stage.until_idle()
+        assert stage.units.log == ["start b", "stop b", "start c"]
+        await goes_on(stage)
+
+
+@pytest.mark.parametrize("kind", IN)
+async def test_while_it_starts_it_goes_on(kind: str) -> None:
     async with on_stage(a_model("a"), a_model("b")) as stage:
         gate = stage.units.hold("start", "a")
         job = BEGIN[kind](stage.switcher, "a")
@@ -81,8 +116,38 @@ async def test_while_it_starts_the_start_goes_on(kind: str) -> None:
         stage.switcher.jobs.cancel(job.number)
         assert await stage.result(job) == "canceled"
         gate.open()
-        await stage.until_state("a", State.SERVING)
+        await stage.until_state("a", END[kind])
+        assert stage.units.log == ["start a", "stop a"][: 2 if kind == "warmup" else 1]
+        await goes_on(stage)
+
+
+async def test_a_warm_up_that_drains_what_it_started_goes_on() -> None:
+    async with on_stage(a_model("a"), a_model("b")) as stage:
+        gate = stage.units.hold("start", "a")
+        job = stage.switcher.warmup("a")
+        client = stage.client("a")
+        await gate.reached.wait()
+        gate.open()
+        await client.admitted.wait()
+        await stage.until_state("a", State.DRAINING)
+        stage.switcher.jobs.cancel(job.number)
+        assert await stage.result(job) == "canceled"
+        await client.finish()
+        await stage.until_state("a", State.CHECKPOINTED)
+        await goes_on(stage)
+
+
+async def test_a_warm_up_of_one_that_serves_is_cancelled_while_it_drains() -> None:
+    async with on_stage(a_model("a"), a_model("b")) as stage:
+        client = stage.client("a")
+        await client.admitted.wait()
+        job = stage.switcher.warmup("a")
+        await stage.until_state("a", State.DRAINING)
+        stage.switcher.jobs.cancel(job.number)
+        assert await stage.result(job) == "canceled"
+        await stage.ask("a")
         assert stage.units.log == ["start a"]
+        await client.finish()
         await goes_on(stage)
 
 
