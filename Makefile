@@ -24,6 +24,8 @@ FILL  = sed -e 's|@bindir@|$(BINDIR)|g' -e 's|@libexecdir@|$(LIBEXECDIR)|g' \
 
 .PHONY: all
 all:
+	@if command -v go-md2man > /dev/null; then $(MAKE) --no-print-directory man; fi
+	@echo "make         the manual pages, where go-md2man is there; else the kept ones stay"
 	@echo "make demo    boots a throw-away machine with two models on 127.0.0.1:4000"
 	@echo "make check   lint, types and all tests"
 	@echo "make bench   the benchmarks, as tables with ratios"

@@ -27,7 +27,6 @@ ELSEWHERE = {
     "systemctl edit ": "is a dialogue",
     "python3 -m tests.machine ": "is about the machine, from its host",
     "python3 -m tests.gpu ": "is for a host with a GPU",
-    "llmux-cuda-checkpoint ": "wants a GPU",
     "ln -s /usr/libexec/llmux/bin/cuda-checkpoint": "is for a host with a GPU",
 }
 

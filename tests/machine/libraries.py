@@ -29,6 +29,8 @@ class Library:
 
 # NVML without a GPU.
 NVML = Library(_THERE / "libnvidia-ml.so.1", "tests/unit/fake_nvml.c")
+# CUDA's checkpoint API without a GPU.
+CUDA = Library(_THERE / "libcuda.so.1", "tests/unit/fake_libcuda.c")
 # A clock that is set while a program runs.
 CLOCK = Library(_THERE / "libclock.so", "tests/machine/soak/clock.c")
 
@@ -36,6 +38,6 @@ CLOCK = Library(_THERE / "libclock.so", "tests/machine/soak/clock.c")
 def built() -> list[tuple[Path, bytes]]:
     """All of them; none where this host has no compiler, and then the tests with them fail."""
     if shutil.which("cc") is None:
-        process.say("no C compiler on this host: there will be no NVML to test with")
+        process.say("no C compiler on this host: there will be no driver to test with")
         return []
-    return [(library.there, library.build()) for library in (NVML, CLOCK)]
+    return [(library.there, library.build()) for library in (NVML, CUDA, CLOCK)]

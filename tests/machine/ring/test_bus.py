@@ -65,21 +65,7 @@ def every_client_works() -> None:
         assert "did you mean 'qwen'?" in said and "Traceback" not in said and ".py" not in said
 
 
-def test_every_client_works_on_dbus_broker() -> None:
-    two_fakes()
-    every_client_works()
-
-
-def test_every_client_works_on_dbus_daemon() -> None:
-    two_fakes()
-    with dbus_daemon():
-        eventually(answers, "llmuxd is on the new bus")
-        every_client_works()
-    eventually(answers, "llmuxd is back on the old one")
-
-
-def test_busctl_monitor_sees_each_change_once() -> None:
-    two_fakes()
+def monitor_sees_each_change_once() -> None:
     with subprocess.Popen(
         ["busctl", "monitor", "--json=short", "--match=type='signal',sender='org.llmux'"],
         stdout=subprocess.PIPE, text=True,
@@ -96,6 +82,21 @@ def test_busctl_monitor_sees_each_change_once() -> None:
                 break
         monitor.terminate()
     assert states == ["starting", "serving"]
+
+
+def test_every_client_works_on_dbus_broker() -> None:
+    two_fakes()
+    monitor_sees_each_change_once()
+    every_client_works()
+
+
+def test_every_client_works_on_dbus_daemon() -> None:
+    two_fakes()
+    with dbus_daemon():
+        eventually(answers, "llmuxd is on the new bus")
+        monitor_sees_each_change_once()
+        every_client_works()
+    eventually(answers, "llmuxd is back on the old one")
 
 
 def restart_the_bus() -> None:

@@ -4,11 +4,14 @@
 import re
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from llmuxd import names
 from tests.documented import Command, pages, readme
 
+from ..libraries import CUDA
 from .guest import OPT, complete, eventually, sh, stream, two_fakes
 from .sshd import a_sshd
 
@@ -22,6 +25,7 @@ BEFORE = (
 ENDLESS = ("busctl monitor", "llmuxctl top")
 # `NAME` and `/Job/3` are to be replaced by the reader, too.
 JOB = re.compile(r"/Job/3|(?<=llmuxctl cancel )3")
+DRIVER = "llmux-cuda-checkpoint "
 
 
 def shell(text: str) -> subprocess.CompletedProcess[str]:
@@ -58,7 +62,11 @@ def run(command: Command) -> str:
 
 
 def without_a_job(commands: list[Command]) -> Iterator[Command]:
-    return (each for each in commands if not each.elsewhere and not JOB.search(each.text))
+    return (
+        each
+        for each in commands
+        if not (each.elsewhere or JOB.search(each.text) or each.text.startswith(DRIVER))
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -94,6 +102,26 @@ def test_commands_for_a_job_work(text: str) -> None:
         if "ancel" in text:
             assert path not in sh(*call, "ListJobs")
         assert list(tokens)[-1] == "[DONE]"
+
+
+def test_commands_for_the_driver_work(tmp_path: Path) -> None:
+    """By a stand-in for libcuda, to which the model's processes and two others use CUDA."""
+    assert CUDA.there.stat().st_size, "the host that booted this machine has no C compiler"
+    unit = sh("systemctl", "show", "-P", "ControlGroup", names.unit(OPT))
+    listed = sh("sh", "-c", f"cat $(find /sys/fs/cgroup{unit} -name cgroup.procs)")
+    for pid in [*listed.split(), "4711", "4712"]:
+        (tmp_path / pid).write_text("0", encoding="ascii")
+    commands = [each for each in (*pages(), *readme()) if each.text.startswith(DRIVER)]
+    assert len(commands) >= 8
+    for command in commands:
+        text = command.text.replace("GPU-OLD", f"GPU-{'0' * 32}").replace("GPU-NEW", "1" * 32)
+        driver = f"export LD_LIBRARY_PATH={CUDA.there.parent} FAKE_CUDA={tmp_path}"
+        done = shell("\n".join([*command.before, f"UNIT={names.unit(OPT)}", driver, text]))
+        assert done.returncode == 0 and not done.stderr, f"{text}: {done.stdout}{done.stderr}"
+    called = (tmp_path / "log").read_text(encoding="ascii")
+    assert {"Lock", "Checkpoint", "Restore", "Unlock"} <= {
+        line.split()[0].removeprefix("cuCheckpointProcess") for line in called.splitlines()
+    }
 
 
 def test_another_host_is_switched_over_ssh() -> None:
