@@ -174,6 +174,15 @@ def one_at_a_time(model: str, *, wait: bool = True) -> Iterator[None]:
         yield
 
 
+def is_moved(model: str) -> bool:
+    """Whether somebody moves the model just now."""
+    try:
+        with one_at_a_time(model, wait=False):
+            return False
+    except Busy:
+        return True
+
+
 def has_parked(model: str) -> bool:
     """Whether the model was parked, or half-way, and is not back yet."""
     return parked_path(model).exists()

@@ -35,7 +35,8 @@ class Coming:
         begin = now()
         status = self._units.status(model.name)
         resumed = status.up
-        model.held_gpus = model.config.gpus
+        if status.down:
+            model.held_gpus = model.config.gpus
         model.promised = False
         try:
             # Whoever takes over from a llmuxd that is killed from here on has to know.

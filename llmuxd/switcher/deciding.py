@@ -143,6 +143,7 @@ class Decider:
             self._admission.refuse_all(model, error)
         for name in decision.call_back:
             self._transitions.call_back(models[name])
+            self._succession.forget(name)
         if decision.drain:
             self._leaving.read_ahead()
         for name in decision.drain:

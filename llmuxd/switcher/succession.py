@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from .. import files
+from ..model.activation import is_moved, is_parked
 from .tasks import Tasks
 
 
@@ -18,7 +19,7 @@ class Succession:
 
     def __init__(self, tasks: Tasks):
         self._newcomers: dict[str, tuple[str, ...]] = {}
-        self._written: dict[str, tuple[str, ...]] = {}
+        self._written: dict[str, tuple[str, ...]] | None = None
         self._tasks = tasks
         self._writing = asyncio.Lock()
 
@@ -28,10 +29,16 @@ class Succession:
         return self._newcomers
 
     async def load(self) -> None:
-        """Take over what a llmuxd left that was killed."""
-        raw = await asyncio.to_thread(files.read_json, _path()) or {}
-        self._newcomers = {name: files.texts(newcomers) for name, newcomers in raw.items()}
-        self._written = dict(self._newcomers)
+        """Take over what a llmuxd left that was killed, for those who come or have come.
+
+        Once: it is this one's own afterwards.
+        """
+        if self._written is not None:
+            return
+        self._written = await asyncio.to_thread(_read)
+        for leaver, newcomers in self._written.items():
+            rest = await asyncio.to_thread(_at_rest, newcomers)
+            self.note(leaver, [name for name in newcomers if name not in rest])
 
     def note(self, leaver: str, newcomers: Iterable[str]) -> None:
         """Have it known; it is once `written` has returned."""
@@ -46,9 +53,19 @@ class Succession:
         """Whatever was noted is in the file."""
         async with self._writing:
             noted = dict(self._newcomers)
-            if noted != self._written:
+            if noted != (self._written or {}):
                 await asyncio.to_thread(_write, noted)
                 self._written = noted
+
+
+def _read() -> dict[str, tuple[str, ...]]:
+    raw = files.read_json(_path()) or {}
+    return {leaver: files.texts(newcomers) for leaver, newcomers in raw.items()}
+
+
+def _at_rest(names: Iterable[str]) -> list[str]:
+    """Those that are parked, and that nobody wakes."""
+    return [name for name in names if not is_moved(name) and is_parked(name)]
 
 
 def _write(newcomers: Mapping[str, tuple[str, ...]]) -> None:

@@ -206,6 +206,9 @@ class Switcher:
     def _reconfigure(self, model: Model, config: ModelConfig) -> None:
         if config.definition != model.config.definition:
             self._book.forget(model.name)
+        if model.held_gpus is None and not self._fleet.units.status(model.name).down:
+            # Begun by hand, by what was said before.
+            model.held_gpus = model.config.gpus
         model.config = config
         model.removed = False
         # The file was mended, perhaps.
