@@ -755,6 +755,18 @@ async def test_unit_started_by_hand_beside_another_on_its_gpu_is_warned_of(
         await stage.until(lambda: "a was started beside b on GPU 0" in caplog.text)
 
 
+async def test_unit_that_starts_by_hand_is_on_the_gpu_that_it_was_told() -> None:
+    async with on_stage(A, B) as stage:
+        stage.units.by_hand("a", UnitStatus("activating", "start"))
+        stage.reload(a_model("a", 1), B)
+        client = stage.client("b")
+        await stage.settle()
+        assert stage.units.log == []
+        stage.units.by_hand("a", DOWN)
+        await client.admitted.wait()
+        assert stage.units.log == ["start b"]
+
+
 async def test_unit_started_by_hand_serves() -> None:
     async with on_stage(A, B) as stage:
         stage.units.ports["a"] = 21001
