@@ -582,6 +582,7 @@ async def test_llmuxd_that_ends_while_both_are_in_is_followed_by_one_that_sends_
             Parked.forget("a")
             stage.units.by_hand("a", replace(UP, text="serving again"))
         await stage.until(lambda: again.state("b") is State.CHECKPOINTED)
+        await stage.until(lambda: again.model("b").transition is None)
         assert again.state("a") is State.SERVING
         await again.close()
         await running
