@@ -80,6 +80,21 @@ class Sleep(StrEnum):
 
 
 @dataclass(frozen=True)
+class Question:
+    """A request to a model's server. `body` is JSON; where it is empty, the request is a GET."""
+
+    path: str
+    body: str = ""
+
+    @classmethod
+    def from_json(cls, raw: object) -> "Question | None":
+        """What `asdict` gave; None for anything else."""
+        if not isinstance(raw, dict) or "path" not in raw:
+            return None
+        return cls(str(raw["path"]), str(raw.get("body", "")))
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """One model: what to run, and what it needs. Times are in seconds."""
 
@@ -100,7 +115,7 @@ class ModelConfig:
     restore_timeout: float = 300.0
     checkpoint: bool = True
     snapshot: Snapshot = Snapshot.PRISTINE
-    canary: bool = True
+    canary: bool | Question = True
     canary_prompt: str = CANARY_PROMPT
     tier: Tier = Tier.CHECKPOINT
     image_sleep: Sleep = Sleep.AUTO
@@ -353,7 +368,7 @@ class _Reader(Nodes):
                     values[name] = self.integer(node, name, low=-MAX_PRIORITY, high=MAX_PRIORITY)
                 case "queue_limit":
                     values[name] = self.integer(node, name, low=1)
-                case "checkpoint" | "canary" | "pin" | "preload" | "privileged" | "read_only":
+                case "checkpoint" | "pin" | "preload" | "privileged" | "read_only":
                     values[name] = self.boolean(node, name)
                 case "image_sleep" | "park_sleep":
                     values[name] = Sleep(self.choice(node, name, list(Sleep)))
@@ -362,7 +377,9 @@ class _Reader(Nodes):
                 case "snapshot":
                     values[name] = Snapshot(self.choice(node, name, list(Snapshot)))
                 case "health":
-                    values[name] = self._health(node)
+                    values[name] = self._path_of_request(node, name)
+                case "canary":
+                    values[name] = self._canary(node)
                 case _:
                     values[name] = self.text(node, name)
         return ModelConfig(**{"name": model.name, **values})  # type: ignore[arg-type]
@@ -383,8 +400,22 @@ class _Reader(Nodes):
             raise self.error(node, "gpus names one GPU twice")
         return numbers
 
-    def _health(self, node: yaml.Node) -> str:
-        text = self.text(node, "health")
+    def _canary(self, node: yaml.Node) -> bool | Question:
+        if not isinstance(node, yaml.MappingNode):
+            return self.boolean(node, "canary")
+        asked = self.mapping(node, "canary", ["path", "body"])
+        if "path" not in asked:
+            raise self.error(node, "canary has no 'path:'", "such as path: /v1/embeddings")
+        path = self._path_of_request(asked["path"], "the path of canary")
+        if "body" not in asked:
+            return Question(path)
+        body = self.json(asked["body"], "the body of canary")
+        return Question(path, json.dumps(body, ensure_ascii=False))
+
+    def _path_of_request(self, node: yaml.Node, what: str) -> str:
+        text = self.text(node, what)
         if not text.startswith("/"):
-            raise self.error(node, f"health must be a path such as /health, not {text!r}")
+            raise self.error(node, f"{what} must be a path such as /health, not {text!r}")
+        if not all(0x20 < ord(char) < 0x7F for char in text):
+            raise self.error(node, f"{what} has a character that no path has")
         return text

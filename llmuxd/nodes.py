@@ -6,6 +6,7 @@ for the error text, and the text that was written. PyYAML's constructor would ta
 keys silently, `4000:01` for 240001 and `on` for true.
 """
 
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,8 @@ from .errors import ConfigInvalid
 
 # What is longer is nobody's slip of the pen, and no line of a log. In characters.
 MAX_SHOWN = 256
+# In one value that is free in form. Not more than the interpreter's stack takes, if nested.
+MAX_VALUES = 300
 NULL = "tag:yaml.org,2002:null"
 _UNITS = {
     f"{prefix}{suffix}": base**power
@@ -23,6 +26,8 @@ _UNITS = {
     for suffix, base in (("IB", 1024), ("B", 1000))
 }
 # No more digits than a number of bytes can need: float() reads others as infinite.
+# As JSON writes it, and no longer than int() takes.
+_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]{0,300})(?:\.[0-9]{1,300})?(?:[eE][-+]?[0-9]{1,2})?")
 _SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,9})?) ?([kKMGT]i?B)")
 
 
@@ -36,6 +41,19 @@ def nearest(word: str, known: list[str]) -> str:
 
     close = difflib.get_close_matches(word, known, n=1)
     return f"did you mean {close[0]!r}?" if close else ""
+
+
+def _plain_value(node: yaml.ScalarNode) -> object:
+    """null, true, false and numbers where they stand without quotes; else the text."""
+    text = str(node.value)
+    # The parser in C says '' of a plain one, the one in Python None.
+    if node.style:
+        return text
+    if text in ("", "~", "null"):
+        return None
+    if text in ("true", "false"):
+        return text == "true"
+    return json.loads(text) if _NUMBER.fullmatch(text) else text
 
 
 class Nodes:
@@ -121,6 +139,26 @@ class Nodes:
         if text not in ("true", "false"):
             raise self.error(node, f"{what} must be true or false, not {text!r}")
         return text == "true"
+
+    def json(self, node: yaml.Node, what: str) -> object:
+        """Any value that JSON has: plain words are read as YAML 1.2 does, `on` is a text."""
+        return self._json(node, what, [MAX_VALUES])
+
+    def _json(self, node: yaml.Node, what: str, left: list[int]) -> object:
+        # Anchors make a graph of the file, which may lead back into itself.
+        left[0] -= 1
+        if left[0] < 0:
+            raise self.error(node, f"{what} has more than {MAX_VALUES} values")
+        match node:
+            case yaml.MappingNode():
+                pairs = self.pairs(node, what)
+                return {key.value: self._json(value, what, left) for key, value in pairs}
+            case yaml.SequenceNode():
+                return [self._json(item, what, left) for item in node.value]
+            case yaml.ScalarNode():
+                return _plain_value(node)
+            case _:
+                raise self.error(node, f"{what} has a value that JSON does not have")
 
     def choice(self, node: yaml.Node, what: str, choices: Sequence[str]) -> str:
         """One of these words."""

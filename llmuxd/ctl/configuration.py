@@ -3,6 +3,7 @@
 
 import argparse
 import asyncio
+import json
 from dataclasses import fields
 from enum import StrEnum
 from pathlib import Path
@@ -76,6 +77,8 @@ def _plain(value: object) -> object:
     match value:
         case StrEnum():
             return value.value
+        case config.Question():
+            return {"path": value.path} | ({"body": json.loads(value.body)} if value.body else {})
         case tuple():
             return [_plain(each) for each in value]
         case _:

@@ -13,7 +13,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from .. import files, names
-from ..config import CANARY_PROMPT, Sleep, Snapshot
+from ..config import CANARY_PROMPT, Question, Sleep, Snapshot
 
 
 class Way(StrEnum):
@@ -63,6 +63,7 @@ class Activation:
     snapshot: Snapshot = Snapshot.LIVE
     canary: bool = False
     canary_prompt: str = CANARY_PROMPT
+    question: Question | None = None
     devices: tuple[str, ...] = ()
     image_sleep: Sleep = Sleep.OFF
     park_sleep: Sleep = Sleep.OFF
@@ -91,6 +92,7 @@ class Activation:
                 snapshot=Snapshot(str(raw.get("snapshot", Snapshot.LIVE))),
                 canary=bool(raw.get("canary")),
                 canary_prompt=str(raw.get("canary_prompt", CANARY_PROMPT)),
+                question=Question.from_json(raw.get("question")),
                 devices=files.texts(raw.get("devices")),
                 image_sleep=Sleep(str(raw.get("image_sleep", Sleep.OFF))),
                 park_sleep=Sleep(str(raw.get("park_sleep", Sleep.OFF))),

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from .. import files, names
-from ..config import CANARY_PROMPT
+from ..config import CANARY_PROMPT, Question
 from .identity import Identity
 
 # Larger files of an image are known by their size alone.
@@ -25,11 +25,11 @@ class Checkpoint:
     """One image. `taken_at` is Unix time, `seconds` the dump's length, `size` in bytes on disk.
 
     `manifest` has the size of each file, and a hash of the small ones; a page file is too large to
-    read twice. `canary` is what the server answered to `canary_prompt` when the image was taken;
-    empty where it was not asked. `back` are the requests that wake an engine which sleeps in the
-    image (vllm.py); `slept_badly`: it did not fall asleep, or did not wake up. `live`: it holds
-    what the server has come to since its start, as no other image does. `invalid` says why it must
-    not be restored; empty for a good one.
+    read twice. `canary` is what the server answered to `question`, or else to `canary_prompt`,
+    when the image was taken; empty where it was not asked. `back` are the requests that wake an
+    engine which sleeps in the image (vllm.py); `slept_badly`: it did not fall asleep, or did not
+    wake up. `live`: it holds what the server has come to since its start, as no other image does.
+    `invalid` says why it must not be restored; empty for a good one.
     """
 
     model: str
@@ -43,6 +43,7 @@ class Checkpoint:
     manifest: dict[str, str] = field(default_factory=dict)
     canary: str = ""
     canary_prompt: str = CANARY_PROMPT
+    question: Question | None = None
     back: tuple[str, ...] = ()
     slept_badly: bool = False
     live: bool = False
@@ -108,6 +109,7 @@ class Checkpoint:
                 manifest=_texts(raw["manifest"]),
                 canary=str(raw.get("canary", "")),
                 canary_prompt=str(raw.get("canary_prompt", CANARY_PROMPT)),
+                question=Question.from_json(raw.get("question")),
                 back=files.texts(raw.get("back")),
                 slept_badly=bool(raw.get("slept_badly")),
                 live=bool(raw.get("live")),

@@ -1,15 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""What can be asked of the server in a model's container."""
+"""Whether the server in a model's container is healthy."""
 
-import http
-import json
 import os
 import select
 import time
 
-from ..config import Engine, ModelConfig
-from .activation import Activation
-from .server import WrongAnswer, ask
+from ..config import ModelConfig
 
 # No engine tells that it became healthy, so it is asked; the pause grows with the wait, so that a
 # restore of 0.5 s is noticed within 2 % of its time and a cold start costs a request a second.
@@ -17,10 +13,6 @@ MIN_PAUSE = 0.01
 MAX_PAUSE = 1.0
 PAUSE_SHARE = 0.02
 PROBE_TIMEOUT = 5.0
-
-# One token of a fixed prompt, the likeliest: the same before and after for as long as the weights
-# and the engine are sound. An answer takes milliseconds; a GPU's first after a restore, a second.
-_CANARY_ENGINES = (Engine.VLLM, Engine.LLAMA_SERVER)
 
 
 class EngineDied(Exception):
@@ -68,37 +60,3 @@ def healthy(port: int, path: str) -> bool:
         return False
     finally:
         connection.close()
-
-
-def has_canary(model: ModelConfig) -> bool:
-    """Whether the model's server is to be asked its canary."""
-    return model.canary and model.engine in _CANARY_ENGINES
-
-
-def canary_of(run: Activation) -> str:
-    """What the server of this run answers now."""
-    return canary(run.port, run.canary_prompt)
-
-
-def canary(port: int, prompt: str) -> str:
-    """The first token that the server answers to `prompt`, the likeliest.
-
-    Empty where it has no such API. A server of embeddings, say, refuses completions by
-    a status from 400 on; WrongAnswer where it fails (500 on), or does not answer at all.
-    """
-    status, models = ask(port, "GET", "/v1/models")
-    served = models.get("data") if status == http.HTTPStatus.OK else None
-    if not served:
-        return ""
-    body = {
-        "model": served[0]["id"], "prompt": prompt, "max_tokens": 1, "temperature": 0,
-    }  # fmt: skip
-    status, answer = ask(port, "POST", "/v1/completions", body)
-    if status >= http.HTTPStatus.INTERNAL_SERVER_ERROR:
-        raise WrongAnswer(f"it answers its canary with status {status}")
-    if status != http.HTTPStatus.OK:
-        return ""
-    try:
-        return json.dumps({"text": answer["choices"][0]["text"]})
-    except (KeyError, IndexError, TypeError):
-        raise WrongAnswer("it answers its canary with what is no completion") from None

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ..config import Sleep, Snapshot
 from ..events import Event, about
-from . import cgroup, engine, identity, vllm
+from . import canary, cgroup, identity, vllm
 from .activation import RELEASED, Activation
 from .checkpoint import Checkpoint, disk_usage, manifest, now
 from .container import Container, Facts, empty_directory
@@ -89,11 +89,7 @@ def write(
         record.invalidate("the checkpoint was not finished")
     try:
         with watch.part("canary"):
-            answer = (
-                engine.canary(activation.port, activation.canary_prompt)
-                if activation.canary
-                else ""
-            )
+            answer = canary.of_run(activation)
         room.make(before.size if before is not None else 0)
         with watch.part("sleep"):
             back = _let_go(activation, before)
@@ -111,6 +107,7 @@ def write(
             manifest=manifest(facts.checkpoint_directory),
             canary=answer,
             canary_prompt=activation.canary_prompt,
+            question=activation.question,
             back=back,
         ).save()
         log.info("checkpoint written in %.2f s, %.1f MB", seconds, size / 1e6,

@@ -15,7 +15,7 @@ import sdnotify
 
 from ..config import ModelConfig, Snapshot
 from ..events import Event, about
-from . import cgroup, engine, freezer, imaging, parking, resident, vllm
+from . import canary, cgroup, freezer, imaging, parking, resident, vllm
 from .activation import (
     RELEASED,
     Activation,
@@ -89,8 +89,9 @@ class Lifecycle:
             seconds=seconds,
             why_cold=running.why_cold,
             snapshot=self._model.snapshot,
-            canary=engine.has_canary(self._model),
+            canary=canary.is_asked(self._model),
             canary_prompt=self._model.canary_prompt,
+            question=canary.question_of(self._model),
             devices=self._model.device_names,
             image_sleep=vllm.for_image(self._model),
             park_sleep=vllm.for_park(self._model),

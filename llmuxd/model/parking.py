@@ -13,7 +13,7 @@ from pathlib import Path
 
 from .. import files
 from ..events import Event, about
-from . import cgroup, engine, freezer, gpu, vllm
+from . import canary, cgroup, freezer, gpu, vllm
 from .activation import Activation, parked_path
 from .moves import Stopwatch
 from .server import WrongAnswer
@@ -113,15 +113,11 @@ def _leave_gpu(activation: Activation, watch: Stopwatch) -> Parked:
     """Let the engine let go of what it can, then take every process of this unit off its GPUs."""
     try:
         with watch.part("canary"):
-            canary = (
-                engine.canary(activation.port, activation.canary_prompt)
-                if activation.canary
-                else ""
-            )
+            answer = canary.of_run(activation)
         nap = vllm.nap(activation.port, activation.park_sleep)
     except WrongAnswer as error:
         raise CannotPark(str(error)) from None
-    parked = Parked(nap.back, canary)
+    parked = Parked(nap.back, answer)
     parked.save(activation.model)
     try:
         with watch.part("sleep"):
@@ -148,10 +144,10 @@ def _return_to_gpu(activation: Activation, parked: Parked, watch: Stopwatch) -> 
         with watch.part("wake"):
             vllm.take_up(activation.port, parked.back)
         with watch.part("canary"):
-            answer = engine.canary_of(activation) if parked.canary else ""
+            answer = canary.of_run(activation) if parked.canary else ""
     except (gpu.NoDriver, gpu.NotDone, WrongAnswer) as error:
         raise CannotWake(f"it does not come back: {error}") from None
-    if answer != parked.canary:
+    if not canary.agree(parked.canary, answer):
         raise CannotWake(f"its canary says {answer or 'nothing'}, before it was {parked.canary}")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..config import ModelConfig
 from ..events import Event, about
-from . import cgroup, engine, identity, imaging, port, vllm
+from . import canary, cgroup, engine, identity, imaging, port, vllm
 from .activation import Way
 from .checkpoint import Checkpoint
 from .container import Container, Facts
@@ -145,10 +145,10 @@ class Start:
 
     def _check_canary(self, record: Checkpoint) -> None:
         """Ask what was asked when the image was taken; WrongAnswer where it says something else."""
-        if not record.canary or not engine.has_canary(self._model):
+        if not record.canary or not canary.is_asked(self._model):
             return
-        answer = engine.canary(record.port, record.canary_prompt)
-        if answer != record.canary:
+        answer = canary.ask_canary(record.port, record.canary_prompt, record.question)
+        if not canary.agree(record.canary, answer):
             raise WrongAnswer(
                 f"its canary says {answer or 'nothing'}, before the checkpoint {record.canary}"
             )

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmuxd import config
-from llmuxd.config import Config, Engine, ModelConfig, Sleep, Snapshot, Tier
+from llmuxd.config import Config, Engine, ModelConfig, Question, Sleep, Snapshot, Tier
 from llmuxd.errors import ConfigInvalid, NoSuchModel
 
 PATH = Path("llmux.yaml")
@@ -124,6 +124,18 @@ def test_a_limit_of_the_defaults_can_be_taken_off_again() -> None:
     assert (model.ttl, model.drain_timeout, model.vram, model.min_active) == (None, None, None, 0)
 
 
+def test_a_canary_may_be_a_request_of_its_own() -> None:
+    asked = one("canary: {path: /v1/embeddings, body: {input: 'on', n: 1, on: [0.5, on, '1', ~]}}")
+    assert asked.canary == Question(
+        "/v1/embeddings", '{"input": "on", "n": 1, "on": [0.5, "on", "1", null]}'
+    )
+    assert one("canary: {path: /version}").canary == Question("/version")
+    huge = "9" * 4000
+    assert one(f"canary: {{path: /x, body: {{a: {huge}, b: 1e999, c: .5}}}}").canary == Question(
+        "/x", f'{{"a": "{huge}", "b": "1e999", "c": ".5"}}'
+    )
+
+
 def test_the_queue_of_all_has_a_limit_of_its_own() -> None:
     loaded = parse("queue_limit: 7\ndefaults: {queue_limit: 3}\nmodels: {a: {image: i}}\n")
     assert (loaded.queue_limit, loaded.models["a"].queue_limit) == (7, 3)
@@ -193,6 +205,13 @@ def test_env_keeps_its_text_and_its_order() -> None:
         ("models: {a: {image: i, max_wait: 0}}\n", "1:34", "number of seconds"),
         ("models: {a: {image: i, min_active: -1}}\n", "1:36", "number of seconds"),
         ("models: {a: {image: i, queue_limit: 0}}\n", "1:37", "1 or more"),
+        ("models: {a: {image: i, canary: {body: {}}}}\n", "1:32", "canary has no 'path:'"),
+        ("models: {a: {image: i, canary: {path: x}}}\n", "1:39", "must be a path such as"),
+        ("models: {a: {image: i, canary: {path: '/a b'}}}\n", "1:39", "that no path has"),
+        ("models: {a: {image: i, canary: {path: /x, bdy: 1}}}\n", "1:43", "mean 'body'?"),
+        ("models: {a: {image: i, canary: {path: /x, body: {a: 1, a: 2}}}}\n", "1:56", "twice"),
+        ("models: {a: {image: i, canary: {path: /x, body: &b [*b]}}}\n", "1:49", "more than 300"),
+        ("models: {a: {image: i, canary: yes}}\n", "1:32", "true or false, not 'yes'"),
         ("queue_limit: 0\nmodels: {a: {image: i}}\n", "1:14", "1 or more"),
         ("checkpoint_limit: 0\nmodels: {a: {image: i}}\n", "1:19", "1 or more"),
         ("checkpoint_space: 9\nmodels: {a: {image: i}}\n", "1:19", "a size such as 20GiB"),

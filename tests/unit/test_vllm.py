@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from llmuxd.config import Engine, ModelConfig, Sleep, Snapshot
-from llmuxd.model import engine, vllm
+from llmuxd.model import vllm
+from llmuxd.model.canary import ask_canary
 from llmuxd.model.server import WrongAnswer
 
 from .engine import an_engine
@@ -33,13 +34,13 @@ async def nap(port: int, how: Sleep) -> vllm.Nap:
 async def test_what_sleeps_comes_back_whole(how: Sleep, gone: set[str], releases: bool) -> None:
     async with an_engine() as server:
         fake = FakeVllm(server, releases=releases)
-        before = await asyncio.to_thread(engine.canary, server.port, "Once")
+        before = await asyncio.to_thread(ask_canary, server.port, "Once")
         chosen = await nap(server.port, how)
         assert fake.asleep == gone and fake.still
         assert fake.weights_lost is (how is Sleep.LEVEL_2)
         await asyncio.to_thread(vllm.take_up, server.port, chosen.back)
         assert fake.awake
-        assert await asyncio.to_thread(engine.canary, server.port, "Once") == before
+        assert await asyncio.to_thread(ask_canary, server.port, "Once") == before
 
 
 async def test_level_2_reads_the_weights_before_the_cache_is_there_again() -> None:

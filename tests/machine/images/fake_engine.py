@@ -166,6 +166,8 @@ class Handler(BaseHTTPRequestHandler):
                 self._complete(body, str(body.get("prompt", "")), chat=False)
             case "/v1/chat/completions":
                 self._complete(body, json.dumps(body.get("messages", [])), chat=True)
+            case "/v1/embeddings":
+                self._embed(body)
             # vLLM's sleep mode
             case "/sleep":
                 level = parse_qs(urlsplit(self.path).query).get("level", ["1"])[0]
@@ -200,6 +202,20 @@ class Handler(BaseHTTPRequestHandler):
                     self._stream(answer, tokens)
                 else:
                     self._json(answer.whole(prompt, list(tokens)))
+
+    def _embed(self, body: Json) -> None:
+        engine = self.server.engine
+        how = engine.behaviour.changed(body.get("fake", {}))
+        seed = f"{engine.model}\n{body.get('input')}\n{'wrong' if how.wrong else ''}"
+        digest = hashlib.sha256(seed.encode()).digest()
+        with engine.request() as number:
+            self._json(
+                {
+                    "id": f"embd-{number}",
+                    "created": int(time.time()),
+                    "data": [{"index": 0, "embedding": [byte / 255 for byte in digest]}],
+                }
+            )
 
     def _stream(self, answer: "Answer", tokens: Iterator[str]) -> None:
         self.send_response(200)

@@ -113,6 +113,27 @@ def test_a_wrong_canary_discards_the_checkpoint_and_starts_cold() -> None:
     assert not record(OPT)["invalid"]
 
 
+def test_an_engine_without_completions_may_have_a_canary_of_its_own() -> None:
+    asked = {"path": "/v1/embeddings", "body": {"model": OPT, "input": "one fixed text"}}
+    _pristine(engine="generic", canary=asked)
+    sh("llmuxctl", "warmup", OPT)
+    told = record(OPT)
+    # What it tells of itself was another already when it was asked a second time.
+    assert set(json.loads(told["canary"])) == {"data"}
+    sh("llmuxctl", "switch", OPT)
+    assert "restore" in journal(names.unit(OPT)) and counter(OPT) == 2
+    sh("systemctl", "stop", names.unit(OPT))
+    answer = json.loads(told["canary"])
+    answer["data"][0]["embedding"][3] += 0.1
+    path = CHECKPOINTS / f"{names.slug(OPT)}.json"
+    path.write_text(json.dumps(told | {"canary": json.dumps(answer)}), encoding="utf-8")
+    sh("llmuxctl", "switch", OPT)
+    said = journal(names.unit(OPT))
+    assert "the restore failed: its canary says" in said and "cold start: the restore" in said
+    assert counter(OPT) == 0 and not image(OPT).exists()
+    assert "its canary says" in record(OPT)["invalid"]
+
+
 def test_a_server_that_fails_its_canary_is_not_checkpointed() -> None:
     _pristine()
     assert complete(OPT).text
