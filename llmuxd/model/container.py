@@ -74,6 +74,20 @@ class Container:
             userdata=Path(raw["StaticDir"]),
         )
 
+    def pids(self) -> tuple[int, int] | None:
+        """Its first process and its conmon, as conmon has them; None where there is any doubt.
+
+        podman takes 0.1 s to say the same.
+        """
+        try:
+            conmon = int(conmon_pidfile(self._model.name).read_text(encoding="ascii"))
+            name = Path(f"/proc/{conmon}/comm").read_text(encoding="ascii").strip()
+            children = Path(f"/proc/{conmon}/task/{conmon}/children").read_text(encoding="ascii")
+        except (OSError, ValueError):
+            return None
+        pids = [int(pid) for pid in children.split()]
+        return (pids[0], conmon) if name == "conmon" and len(pids) == 1 else None
+
     def image_id(self) -> str:
         """The id of the image that a cold start would use; empty where it is not here yet."""
         try:

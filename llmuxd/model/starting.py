@@ -12,7 +12,7 @@ from ..events import Event, about
 from . import canary, cgroup, engine, identity, imaging, port, vllm
 from .activation import Way
 from .checkpoint import Checkpoint
-from .container import Container, Facts
+from .container import Container
 from .meanwhile import Asked
 from .moves import Stopwatch
 from .process import CommandFailed
@@ -172,12 +172,19 @@ class Start:
 
     def _wait_healthy(self, listen: int, timeout: float) -> Running:
         with self._watch.part("health"):
-            facts = self._container.inspect()
-            if facts is None or not facts.running:
-                raise engine.EngineDied("the container ended at once")
-            cgroup.gather(facts.pid)
-            engine.wait_healthy(self._model, listen, facts.conmon_pid, timeout)
-        return Running(listen, facts.conmon_pid, _payload(facts))
+            pid, conmon = self._pids()
+            cgroup.gather(pid)
+            engine.wait_healthy(self._model, listen, conmon, timeout)
+        return Running(listen, conmon, _payload(pid, conmon))
+
+    def _pids(self) -> tuple[int, int]:
+        found = self._container.pids()
+        if found is not None:
+            return found
+        facts = self._container.inspect()
+        if facts is None or not facts.running:
+            raise engine.EngineDied("the container ended at once")
+        return facts.pid, facts.conmon_pid
 
 
 def _check_image(record: Checkpoint, image: Asked[str]) -> None:
@@ -192,13 +199,13 @@ def _check_image(record: Checkpoint, image: Asked[str]) -> None:
         raise CannotRestore(f"the checkpoint cannot be used: {why_not}", why_not)
 
 
-def _payload(facts: Facts) -> str:
+def _payload(pid: int, conmon: int) -> str:
     """The container's own cgroup; empty where it has none that conmon is not in too."""
-    payload, conmon = cgroup.of_process(facts.pid), cgroup.of_process(facts.conmon_pid)
+    payload, watcher = cgroup.of_process(pid), cgroup.of_process(conmon)
     unit = cgroup.own_unit()
-    if unit is None or payload is None or conmon is None or unit not in payload.parents:
+    if unit is None or payload is None or watcher is None or unit not in payload.parents:
         return ""
-    return "" if payload == conmon or payload in conmon.parents else str(payload)
+    return "" if payload == watcher or payload in watcher.parents else str(payload)
 
 
 def void_checkpoint(model: str, reason: str) -> None:

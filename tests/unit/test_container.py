@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 import json
+import subprocess
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from llmuxd import files, names
 from llmuxd.config import ModelConfig, Sleep
 from llmuxd.model import container, seccomp, vllm
+from llmuxd.model.activation import conmon_pidfile
 from llmuxd.model.process import CommandFailed
 
 
@@ -147,3 +149,41 @@ def test_a_network_that_stays_keeps_nothing_from_its_end(
     container.Container(ModelConfig("a", "i")).remove()
     assert [argv[1] for argv in called] == ["rm", "network"]
     assert len(caplog.records) == told
+
+
+def _conmon(program: Path, script: str) -> subprocess.Popen[bytes]:
+    """A process of that name, and its pid where conmon leaves its own."""
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    running = subprocess.Popen([program], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert running.stdout is not None
+    running.stdout.readline()
+    pidfile = conmon_pidfile("a")
+    pidfile.parent.mkdir(parents=True, exist_ok=True)
+    pidfile.write_text(f"{running.pid}")
+    return running
+
+
+@pytest.mark.parametrize(
+    ("name", "script", "found"),
+    [
+        ("conmon", "exec 3<&0; cat <&3 & echo $!; wait", True),
+        ("conmon", "exec 3<&0; cat <&3 & cat <&3 & echo $!; wait", False),
+        ("conmon", "echo none; read end", False),
+        ("other", "exec 3<&0; cat <&3 & echo $!; wait", False),
+    ],
+)
+def test_conmon_knows_the_containers_first_process(
+    tmp_path: Path, name: str, script: str, found: bool
+) -> None:
+    with _conmon(tmp_path / name, script) as running:
+        pids = container.Container(ModelConfig("a", "i")).pids()
+        running.communicate()
+    if found:
+        assert pids is not None and pids[1] == running.pid != pids[0]
+    else:
+        assert pids is None
+
+
+def test_without_a_conmon_podman_is_asked() -> None:
+    assert container.Container(ModelConfig("a", "i")).pids() is None

@@ -9,7 +9,7 @@ import pytest
 from llmuxd.config import ModelConfig
 from llmuxd.model import engine, identity, port
 from llmuxd.model.checkpoint import Checkpoint, manifest
-from llmuxd.model.container import Container, Facts
+from llmuxd.model.container import Container
 from llmuxd.model.moves import Stopwatch
 from llmuxd.model.process import CommandFailed
 from llmuxd.model.starting import CannotRestore, Running, Start
@@ -39,8 +39,8 @@ class Podman(Container):
         if self._restores is not None:
             raise self._restores
 
-    def inspect(self) -> Facts | None:
-        return Facts("c0ffee", "i1", True, 1, 1, Path("/nonexistent"))
+    def pids(self) -> tuple[int, int] | None:
+        return 1, 1
 
 
 @pytest.fixture
