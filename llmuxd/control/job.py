@@ -20,7 +20,8 @@ class JobInterface(ServiceInterface):
 
     def action(self) -> Action:
         """Who may begin such a job may also cancel it."""
-        return Action.SWITCH if self._job.kind is Kind.SWITCH else Action.MANAGE
+        switches = self._job.kind in (Kind.SWITCH, Kind.PRELOAD)
+        return Action.SWITCH if switches else Action.MANAGE
 
     @method()
     @changing(action)

@@ -91,7 +91,7 @@ def look(switcher: Switcher, gpus: Gpus) -> Observed:
                 name=name,
                 state=switcher.state(name),
                 in_flight=model.in_flight,
-                queued=len(model.waiters),
+                queued=model.queued,
                 failed_starts=model.failed_starts,
                 checkpoint_bytes=model.checkpoint.size if model.checkpoint else 0,
                 gpus=held.get(name, {}),

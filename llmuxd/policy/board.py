@@ -174,6 +174,7 @@ class _Plan:
         self._again_at = inf
         self._activate: list[str] = []
         self._beside: list[str] = []
+        self._following: list[str] = []
         self._come: list[ModelView] = []
         self._drain: list[str] = []
         self._call_back: list[str] = []
@@ -223,6 +224,7 @@ class _Plan:
             None if self._again_at == inf else self._again_at,
             refuse,
             tuple(self._beside),
+            tuple(self._following),
         )
 
     def _let_in(self, waiter: ModelView) -> None:
@@ -235,6 +237,7 @@ class _Plan:
             self._activate.append(waiter.name)
             self._beside.append(waiter.name)
         else:
+            self._following.append(waiter.name)
             return
         self._present.add(waiter)
         self._come.append(waiter)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """What the policy sees of the world, and what it says."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum, auto
 from math import inf
 
@@ -89,7 +89,7 @@ class Decision:
 
     `beside`: those of `activate` that come while others hold their GPUs still, by what was measured
     to be free; who is to leave for one of them leaves once it answers. `refuse`: who waits in vain,
-    and why.
+    and why. `following`: who comes as soon as those have left who drain or leave.
     """
 
     activate: tuple[str, ...] = ()
@@ -98,3 +98,4 @@ class Decision:
     again_at: float | None = None
     refuse: tuple[NoRoom, ...] = ()
     beside: tuple[str, ...] = ()
+    following: tuple[str, ...] = field(default=(), compare=False)

@@ -76,4 +76,4 @@ class Waiting:
     def _words(self, seconds: float) -> str:
         model = self._switcher.model(self._model)
         state = self._switcher.state(self._model).value
-        return f"llmux: {self._model} is {state}, {len(model.waiters)} wait for it, {seconds:.0f} s"
+        return f"llmux: {self._model} is {state}, {model.queued} wait for it, {seconds:.0f} s"

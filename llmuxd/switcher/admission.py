@@ -71,23 +71,21 @@ class Admission:
             return
         while model.waiters:
             waiter = model.waiters.popleft()
-            self._count(waiter, -1)
+            self._count(model, waiter, -1)
             if waiter.admitted.done():
                 continue
             if waiter.wish is Wish.REQUEST:
                 self._join(model)
             waiter.admitted.set_result(model.backend)
-        model.promised = False
         self._fleet.tell(model.name)
 
     def refuse_all(self, model: Model, error: LlmuxError) -> None:
         """Answer all who wait with `error`."""
         while model.waiters:
             waiter = model.waiters.popleft()
-            self._count(waiter, -1)
+            self._count(model, waiter, -1)
             if not waiter.admitted.done():
                 waiter.admitted.set_exception(error)
-        model.promised = False
         self._fleet.changed(model)
 
     def _line_up(self, model: Model, wish: Wish, priority: int) -> Waiter:
@@ -96,7 +94,7 @@ class Admission:
         # The most urgent one takes the others along: they are served together.
         model.urgency = max(model.urgency, priority) if model.waiters else priority
         model.waiters.append(waiter)
-        self._count(waiter, 1)
+        self._count(model, waiter, 1)
         self._fleet.changed(model)
         return waiter
 
@@ -106,20 +104,13 @@ class Admission:
             return await future
         except asyncio.CancelledError:
             if waiter in model.waiters:
-                self._withdraw(model, waiter)
+                model.waiters.remove(waiter)
+                self._count(model, waiter, -1)
             elif waiter.wish is Wish.REQUEST and future.done() and _was_let_in(future):
                 # It was let in in the very moment in which its client left.
                 self.leave(model)
             self._fleet.changed(model)
             raise
-
-    def _withdraw(self, model: Model, waiter: Waiter) -> None:
-        """An operator's wish that another model left for stands: its place would stay empty."""
-        if model.promised and waiter.wish is not Wish.REQUEST:
-            return
-        model.waiters.remove(waiter)
-        self._count(waiter, -1)
-        model.promised = model.promised and bool(model.waiters)
 
     def _anybody_waits(self) -> bool:
         return any(model.waiters for model in self._fleet.models.values())
@@ -130,9 +121,10 @@ class Admission:
         model.last_used = time.time()
         self._fleet.tell(model.name)
 
-    def _count(self, waiter: Waiter, change: int) -> None:
+    def _count(self, model: Model, waiter: Waiter, change: int) -> None:
         if waiter.wish is Wish.REQUEST:
             self.length += change
+            model.queued += change
 
     def _learn_gap(self, model: Model) -> None:
         """The first request after the model fell idle tells how long that lasts."""
@@ -143,7 +135,7 @@ class Admission:
         limit = self._fleet.config.queue_limit
         if self.length >= limit:
             what = f"{limit} requests wait for models already"
-        elif len(model.waiters) >= model.config.queue_limit:
+        elif model.queued >= model.config.queue_limit:
             what = f"{model.config.queue_limit} requests wait for {model.name!r} already"
         else:
             return

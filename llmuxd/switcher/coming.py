@@ -37,7 +37,6 @@ class Coming:
         resumed = status.up
         if status.down:
             model.held_gpus = model.config.gpus
-        model.promised = False
         try:
             # Whoever takes over from a llmuxd that is killed from here on has to know.
             await self._succession.written()

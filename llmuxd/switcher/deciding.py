@@ -15,9 +15,9 @@ from .admission import Admission
 from .coming import Coming
 from .costbook import CostBook
 from .fleet import Fleet
+from .following import Following
 from .leaving import Leaving
 from .models import Model, Wish, now
-from .succession import Succession
 from .transitions import Transitions
 from .views import view
 
@@ -37,7 +37,7 @@ class Decider:
         transitions: Transitions,
         coming: Coming,
         leaving: Leaving,
-        succession: Succession,
+        following: Following,
         book: CostBook,
         gauge: Gauge | None,
     ):
@@ -46,7 +46,7 @@ class Decider:
         self._transitions = transitions
         self._coming = coming
         self._leaving = leaving
-        self._succession = succession
+        self._following = following
         self._book = book
         self._gauge = gauge
         self._board = Board()
@@ -75,9 +75,9 @@ class Decider:
         """Decide and begin what is to be done; the seconds until the next step is due anyhow."""
         time, decision = await self._decide()
         self._obey(decision)
-        self._follow_up()
         self._spill()
         due = min(
+            self._following.go_on(time),
             self._cut_forced(time),
             min(self._connect_at.values(), default=inf),
             inf if decision.again_at is None else decision.again_at,
@@ -143,7 +143,6 @@ class Decider:
             self._admission.refuse_all(model, error)
         for name in decision.call_back:
             self._transitions.call_back(models[name])
-            self._succession.forget(name)
         if decision.drain:
             self._leaving.read_ahead()
         for name in decision.drain:
@@ -151,12 +150,11 @@ class Decider:
             after = [
                 models[other]
                 for other in decision.beside
-                if set(models[other].config.gpus) & set(model.held)
+                if set(self._fleet.place(models[other])) & set(model.held)
             ]
-            if after:
-                self._succession.note(name, [newcomer.name for newcomer in after])
             work = self._leaving.make_room(model, after)
             self._transitions.begin(model, Stage.DRAINING, work)
+        self._following.take(decision)
         for name in decision.activate:
             model = models[name]
             self._transitions.begin(model, Stage.COMING, self._coming.activate(model))
@@ -209,27 +207,6 @@ class Decider:
             self._connect_at[model.name] = model.connect_at
         else:
             self._transitions.begin(model, Stage.COMING, self._coming.connect(model))
-
-    def _follow_up(self) -> None:
-        """Have those leave whose llmuxd was killed before they could: another one serves now."""
-        models = self._fleet.models
-        for name, others in list(self._succession.pending.items()):
-            model = models.get(name)
-            if model is not None and model.transition is not None:
-                continue
-            stage = Stage.OUT if model is None else self._fleet.stage(model)
-            newcomers = [models[other] for other in others if other in models]
-            if stage is Stage.OUT or not any(map(self._may_serve, newcomers)):
-                self._succession.forget(name)
-            elif stage is Stage.IN and any(self._fleet.stage(n) is Stage.IN for n in newcomers):
-                assert model is not None
-                log.info("%s leaves now: %s serves", name, " or ".join(others),
-                         extra=about(model=name, phase="draining"))  # fmt: skip
-                self._transitions.begin(model, Stage.DRAINING, self._leaving.make_room(model))
-
-    def _may_serve(self, newcomer: Model) -> bool:
-        """A wake that goes on without us is seen once it is over."""
-        return newcomer.parked or self._fleet.stage(newcomer) in (Stage.COMING, Stage.IN)
 
     def _spill(self) -> None:
         """Where memory is short, the parked model that was used least lately goes to disk.
@@ -285,6 +262,6 @@ class Decider:
         return any(
             waiter.wish is Wish.OPERATOR
             for other in self._fleet.models.values()
-            if other.waiters and held & set(other.config.gpus)
+            if other.waiters and held & set(self._fleet.place(other))
             for waiter in other.waiters
         )

@@ -66,6 +66,11 @@ class Fleet:
             return Stage.IN if model.backend is not None else Stage.COMING
         return Stage.LEAVING if unit.active == "deactivating" else Stage.COMING
 
+    def place(self, model: Model) -> tuple[int, ...]:
+        """The GPUs that it has, or comes back to, or would be started on."""
+        out = self.stage(model) is Stage.OUT and self.units.status(model.name).down
+        return model.config.gpus if out else model.held
+
     def why_no_checkpoint(self, model: Model) -> str:
         """Why it would start cold; empty where its checkpoint is good, as far as is known.
 

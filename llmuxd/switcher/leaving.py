@@ -18,7 +18,7 @@ from ..state import State
 from . import pauses
 from .costbook import CostBook
 from .fleet import Fleet
-from .models import Model, Wish, now
+from .models import Model, now
 from .succession import Succession
 from .tasks import Tasks
 
@@ -63,13 +63,9 @@ class Leaving:
 
         Not before those of `after` have come in; where they do not come, it stays.
         """
-        try:
-            if await self._see_in(model, after):
-                await self._put_away(model)
-        except Exception:
-            self._succession.forget(model.name)
-            raise
-        # Cancelled, it is left to whoever comes next.
+        if await self._see_in(model, after):
+            await self._put_away(model)
+        # Where that failed, or llmuxd ends before, it is tried again.
         self._succession.forget(model.name)
 
     async def _put_away(self, model: Model) -> None:
@@ -137,22 +133,18 @@ class Leaving:
 
     async def _turn_away(self, model: Model) -> None:
         """From here on there is no way back."""
-        if model.moving is Stage.DRAINING and not model.commanded:
+        succeeded = model.name in self._succession.pending
+        if model.moving is Stage.DRAINING and not model.commanded and not succeeded:
             self._promise(model.held)
         model.moving = Stage.LEAVING
         self._fleet.changed(model)
         await self._fleet.close_backend(model)
 
     def _promise(self, gpus: Sequence[int]) -> None:
-        """Whoever is next on these has made another one leave."""
-        for number in gpus:
-            waiting = [
-                other
-                for other in self._fleet.models.values()
-                if other.waiters and number in other.config.gpus
-            ]
-            if waiting:
-                min(waiting, key=_turn).promised = True
+        """Whoever follows on these has made another one leave."""
+        for other in self._fleet.models.values():
+            if other.follows and set(gpus) & set(self._fleet.place(other)):
+                other.promised = True
 
     async def _drain(self, model: Model) -> None:
         requests = model.in_flight
@@ -163,11 +155,6 @@ class Leaving:
             model.idle.clear()
             await model.idle.wait()
             self._book.learn(model.name, Cost.DRAIN, (now() - begin) / requests)
-
-
-def _turn(model: Model) -> tuple[bool, int, float]:
-    preload = all(waiter.wish is Wish.PRELOAD for waiter in model.waiters)
-    return preload, -(model.config.priority + model.urgency), model.waiters[0].arrived
 
 
 async def _read_ahead(image: Checkpoint) -> None:

@@ -46,7 +46,7 @@ class Operators:
         self._forgive(model)
 
         async def work(job: Job) -> None:
-            await self._admission.enter(model, Wish.OPERATOR)
+            await self._bring_in(model, Wish.OPERATOR)
 
         return self.jobs.add(Kind.SWITCH, model.name, work, self._arriving(model))
 
@@ -55,7 +55,7 @@ class Operators:
         model = self._fleet.resolve(name)
 
         async def work(job: Job) -> None:
-            await self._admission.enter(model, Wish.PRELOAD)
+            await self._bring_in(model, Wish.PRELOAD)
 
         return self.jobs.add(Kind.PRELOAD, model.name, work, self._arriving(model))
 
@@ -108,19 +108,23 @@ class Operators:
             if self._fleet.stage(model) is Stage.IN:
                 await self._write(model)
             else:
-                await self._bring_in_and_write(model)
+                await self._bring_in(model, Wish.OPERATOR, write=True)
 
         return self.jobs.add(Kind.WARMUP, model.name, work, self._warming(model))
 
-    async def _bring_in_and_write(self, model: Model) -> None:
-        """Cancelled once the model comes, or another one leaves for it, it goes on to its end."""
-        coming = asyncio.Event()
+    async def _bring_in(self, model: Model, wish: Wish, write: bool = False) -> None:
+        """Have it serve, then perhaps write it to disk.
+
+        Cancelled once it comes, or another one leaves for it, that goes on to its end.
+        """
+        serves = asyncio.Event()
 
         async def steps() -> LlmuxError | None:
             try:
-                await self._admission.enter(model, Wish.OPERATOR)
-                coming.set()
-                await self._write(model)
+                await self._admission.enter(model, wish)
+                serves.set()
+                if write:
+                    await self._write(model)
             except LlmuxError as error:
                 return error
             return None
@@ -130,8 +134,9 @@ class Operators:
         try:
             error = await asyncio.shield(task)
         except asyncio.CancelledError:
-            begun = model.promised or model.moving is Stage.COMING or coming.is_set()
-            if not begun:
+            if model.promised or model.moving is Stage.COMING:
+                model.orphans.append(task)
+            elif not serves.is_set():
                 task.cancel()
             raise
         if error is not None:
@@ -182,7 +187,7 @@ class Operators:
                 if other is not model
                 and not other.pin
                 and self._fleet.stage(other) is Stage.IN
-                and set(other.held) & set(model.config.gpus)
+                and set(other.held) & set(self._fleet.place(model))
                 and None in (other.config.vram, model.config.vram)
             ),
             default=0.0,

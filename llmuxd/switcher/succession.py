@@ -6,20 +6,27 @@ llmuxd that is killed in between is followed by one that finds it there.
 """
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from .. import files
-from ..model.activation import is_moved, is_parked
+from .models import now
 from .tasks import Tasks
+
+# Seconds until a unit's helper has begun with what was asked of it before it began to listen.
+SETTLING = 15.0
 
 
 class Succession:
-    """The names of those who leave, each with those of whom one has to serve by then."""
+    """The names of those who leave, each with those of whom one has to serve by then.
+
+    `settled_at`: by `now`, when whatever was asked for before llmuxd was killed has begun.
+    """
 
     def __init__(self, tasks: Tasks):
         self._newcomers: dict[str, tuple[str, ...]] = {}
         self._written: dict[str, tuple[str, ...]] | None = None
+        self.settled_at = 0.0
         self._tasks = tasks
         self._writing = asyncio.Lock()
 
@@ -29,20 +36,15 @@ class Succession:
         return self._newcomers
 
     async def load(self) -> None:
-        """Take over what a llmuxd left that was killed, for those who come or have come.
+        """Take over what a llmuxd left that was killed. Once: it is this one's own afterwards."""
+        if self._written is None:
+            self._written = await asyncio.to_thread(_read)
+            self._newcomers = self._written | self._newcomers
+            self.settled_at = now() + SETTLING
 
-        Once: it is this one's own afterwards.
-        """
-        if self._written is not None:
-            return
-        self._written = await asyncio.to_thread(_read)
-        for leaver, newcomers in self._written.items():
-            rest = await asyncio.to_thread(_at_rest, newcomers)
-            self.note(leaver, [name for name in newcomers if name not in rest])
-
-    def note(self, leaver: str, newcomers: Iterable[str]) -> None:
+    def note(self, leaver: str, newcomer: str) -> None:
         """Have it known; it is once `written` has returned."""
-        self._newcomers[leaver] = tuple(newcomers)
+        self._newcomers[leaver] = (*self._newcomers.get(leaver, ()), newcomer)
 
     def forget(self, leaver: str) -> None:
         """It has left, or stays."""
@@ -61,11 +63,6 @@ class Succession:
 def _read() -> dict[str, tuple[str, ...]]:
     raw = files.read_json(_path()) or {}
     return {leaver: files.texts(newcomers) for leaver, newcomers in raw.items()}
-
-
-def _at_rest(names: Iterable[str]) -> list[str]:
-    """Those that are parked, and that nobody wakes."""
-    return [name for name in names if not is_moved(name) and is_parked(name)]
 
 
 def _write(newcomers: Mapping[str, tuple[str, ...]]) -> None:

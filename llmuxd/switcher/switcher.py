@@ -22,6 +22,7 @@ from .coming import Coming
 from .costbook import CostBook
 from .deciding import Decider, Gauge
 from .fleet import Fleet
+from .following import Following
 from .leaving import Leaving
 from .models import Model, Wish, now
 from .operators import Operators
@@ -62,7 +63,7 @@ class Switcher:
             self._transitions,
             Coming(self._fleet, self._admission, self._book, self._succession),
             self._leaving,
-            self._succession,
+            Following(self._fleet, self._transitions, self._leaving, self._succession),
             self._book,
             gauge,
         )

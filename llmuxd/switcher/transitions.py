@@ -9,6 +9,7 @@ from typing import Any
 from ..errors import Internal, LlmuxError
 from ..events import Event, about
 from ..policy import Stage
+from . import pauses
 from .fleet import Fleet
 from .models import Model, now
 from .tasks import Tasks
@@ -77,6 +78,7 @@ class Transitions:
             return error
         except Exception:
             log.exception("%s: a bug", model.name)
+            model.may_leave_at = now() + pauses.LEAVE_AGAIN
             return Internal("internal error")
 
     def _ended(self, model: Model, work: Coroutine[Any, Any, None]) -> None:

@@ -29,8 +29,8 @@ def view(fleet: Fleet, book: CostBook, model: Model) -> ModelView:
     costs = book.costs
     return ModelView(
         name=model.name,
-        # What it holds was decided when it came up; a reload changes the next time only.
-        gpus=frozenset(config.gpus if stage is Stage.OUT else model.held),
+        # Where it is was decided when it came up; a reload changes the next time only.
+        gpus=frozenset(fleet.place(model)),
         stage=stage,
         waiting_since=since,
         may_start_at=model.may_start_at,

@@ -604,6 +604,7 @@ CHANGES = [
     ("/Manager", MANAGER, "Reload", (), "org.llmux.reload"),
     ("/Job/1", JOB, "Cancel", (), "org.llmux.switch"),
     ("/Job/2", JOB, "Cancel", (), "org.llmux.manage"),
+    ("/Job/3", JOB, "Cancel", (), "org.llmux.switch"),
 ]
 FORBIDDEN = [
     ("/Manager", "org.freedesktop.DBus.Properties", "Set", (MANAGER, "Version", "x")),
@@ -612,11 +613,12 @@ FORBIDDEN = [
 
 
 @pytest.fixture
-async def two_jobs(house: House) -> House:
-    """A switch is /Job/1, a warm-up is /Job/2, and neither comes to an end."""
+async def three_jobs(house: House) -> House:
+    """A switch is /Job/1, a warm-up /Job/2, a preload /Job/3, and none of them comes to an end."""
     house.stage.units.hold("start", "b")
     house.stage.switcher.switch("b")
     house.stage.switcher.warmup(QWEN)
+    house.stage.switcher.preload(QWEN)
     return house
 
 
@@ -665,8 +667,12 @@ async def test_what_the_policy_does_not_name_is_stopped_by_the_bus(
 
 
 def untouched(house: House) -> bool:
-    """Nothing was changed by anybody but `two_jobs`."""
-    return [job.number for job in house.stage.switcher.jobs.all()] == [1, 2] and not house.reloads
+    """Nothing was changed by anybody but `three_jobs`."""
+    return [job.number for job in house.stage.switcher.jobs.all()] == [
+        1,
+        2,
+        3,
+    ] and not house.reloads
 
 
 async def a_refusal(
@@ -687,31 +693,36 @@ async def a_refusal(
 
 @pytest.mark.parametrize(("path", "interface", "member", "arguments", "action"), CHANGES)
 async def test_polkit_says_no(
-    two_jobs: House, polkit: Polkit, path: str, interface: str, member: str,
+    three_jobs: House, polkit: Polkit, path: str, interface: str, member: str,
     arguments: tuple[str, ...], action: str,
 ) -> None:  # fmt: skip
-    error = await a_refusal(two_jobs, path, interface, member, arguments)
+    error = await a_refusal(three_jobs, path, interface, member, arguments)
     assert error.name == DENIED and action in error.text
     assert [question.action for question in polkit.questions] == [action]
-    assert untouched(two_jobs)
+    assert untouched(three_jobs)
 
 
 @pytest.mark.parametrize(("path", "interface", "member", "arguments", "action"), CHANGES)
 async def test_no_polkit_no_change(
-    two_jobs: House, path: str, interface: str, member: str, arguments: tuple[str, ...], action: str
+    three_jobs: House,
+    path: str,
+    interface: str,
+    member: str,
+    arguments: tuple[str, ...],
+    action: str,
 ) -> None:
-    error = await a_refusal(two_jobs, path, interface, member, arguments)
+    error = await a_refusal(three_jobs, path, interface, member, arguments)
     assert error.name == DENIED and f"polkit cannot be asked for {action}" in error.text
-    assert untouched(two_jobs)
+    assert untouched(three_jobs)
 
 
 @pytest.mark.parametrize(("path", "interface", "member", "arguments", "action"), CHANGES)
 async def test_polkit_says_yes(
-    two_jobs: House, polkit: Polkit, path: str, interface: str, member: str,
+    three_jobs: House, polkit: Polkit, path: str, interface: str, member: str,
     arguments: tuple[str, ...], action: str,
 ) -> None:  # fmt: skip
     polkit.answer = YES
-    stranger = await two_jobs.bus.connect(NOBODY)
+    stranger = await three_jobs.bus.connect(NOBODY)
     await stranger.call(path, member, *arguments, interface=interface)
     (asked,) = polkit.questions
     assert (asked.kind, asked.name) == ("system-bus-name", str(stranger.bus.unique_name))
@@ -721,10 +732,10 @@ async def test_polkit_says_yes(
 
 @pytest.mark.parametrize(("path", "interface", "member", "arguments", "action"), CHANGES)
 async def test_root_needs_no_polkit(
-    two_jobs: House, polkit: Polkit, path: str, interface: str, member: str,
+    three_jobs: House, polkit: Polkit, path: str, interface: str, member: str,
     arguments: tuple[str, ...], action: str,
 ) -> None:  # fmt: skip
-    await two_jobs.caller.call(path, member, *arguments, interface=interface)
+    await three_jobs.caller.call(path, member, *arguments, interface=interface)
     assert polkit.questions == []
 
 

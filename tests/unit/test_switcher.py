@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from llmuxd import files
 from llmuxd.config import Tier
 from llmuxd.errors import (
     ModelFailed,
@@ -587,23 +586,6 @@ async def test_llmuxd_that_ends_while_both_are_in_is_followed_by_one_that_sends_
         await again.close()
         await running
         assert "succession.json" not in os.listdir(os.environ["RUNTIME_DIRECTORY"])
-
-
-async def test_one_that_rests_again_sends_nobody_away() -> None:
-    """Its wake had not begun when llmuxd ended."""
-    async with on_stage(PARKING, B, run=False) as stage:
-        stage.units.up_by_hand("a")
-        stage.units.up_by_hand("b")
-        Parked(whole=True).save("a")
-        files.write_json(files.runtime_root() / "succession.json", {"b": ["a"]})
-        await stage.switcher.adopt()
-        running = asyncio.create_task(stage.switcher.run())
-        await stage.ask("b")
-        while "succession.json" in os.listdir(os.environ["RUNTIME_DIRECTORY"]):
-            await stage.ask("b")
-        assert stage.units.log == []
-        await stage.switcher.close()
-        await running
 
 
 async def test_an_image_comes_in_beside_another_where_memory_is_plenty(

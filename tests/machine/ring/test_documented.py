@@ -2,6 +2,7 @@
 """Every command of the README and of the manual pages, as it stands there."""
 
 import re
+import shlex
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -108,15 +109,20 @@ def test_commands_for_the_driver_work(tmp_path: Path) -> None:
     """By a stand-in for libcuda, to which the model's processes and two others use CUDA."""
     assert CUDA.there.stat().st_size, "the host that booted this machine has no C compiler"
     unit = sh("systemctl", "show", "-P", "ControlGroup", names.unit(OPT))
-    listed = sh("sh", "-c", f"cat $(find /sys/fs/cgroup{unit} -name cgroup.procs)")
-    for pid in [*listed.split(), "4711", "4712"]:
+    groups = Path(f"/sys/fs/cgroup{unit}").rglob("cgroup.procs")
+    pids = [pid for group in groups for pid in group.read_text(encoding="ascii").split()]
+    for pid in [*pids, "4711", "4712"]:
         (tmp_path / pid).write_text("0", encoding="ascii")
     commands = [each for each in (*pages(), *readme()) if each.text.startswith(DRIVER)]
     assert len(commands) >= 8
     for command in commands:
         text = command.text.replace("GPU-OLD", f"GPU-{'0' * 32}").replace("GPU-NEW", "1" * 32)
-        driver = f"export LD_LIBRARY_PATH={CUDA.there.parent} FAKE_CUDA={tmp_path}"
-        done = shell("\n".join([*command.before, f"UNIT={names.unit(OPT)}", driver, text]))
+        variables = [
+            *command.before,
+            f"UNIT={shlex.quote(names.unit(OPT))}",
+            f"export LD_LIBRARY_PATH={CUDA.there.parent} FAKE_CUDA={tmp_path}",
+        ]
+        done = shell("\n".join([*variables, text]))
         assert done.returncode == 0 and not done.stderr, f"{text}: {done.stdout}{done.stderr}"
     called = (tmp_path / "log").read_text(encoding="ascii")
     assert {"Lock", "Checkpoint", "Restore", "Unlock"} <= {

@@ -39,9 +39,13 @@ class End(StrEnum):
 
 @dataclass
 class Row:
-    """What became of the requests that were sent during one kind of fault, or broken by it."""
+    """What became of the requests that were sent during one kind of fault, or broken by it.
+
+    Of its `turns` the fault came `times` times: not where the moment that it needs did not.
+    """
 
     fault: str
+    turns: int = 0
     times: int = 0
     ends: Counter[End] = field(default_factory=Counter)
     refusals: Counter[str] = field(default_factory=Counter)

@@ -42,6 +42,8 @@ def main() -> int:
     for end in BAD:
         count = sum(row.ends[end] for row in rows)
         goals.line(f"requests {end}", str(count), "0", count == 0)
+    never = [row.fault for row in rows if row.turns > 1 and not row.times]
+    goals.line("faults that never came", ", ".join(never) or "none", "none", not never)
     if gaps:
         goals.line(
             "stream while PID 1 stands still",
@@ -73,6 +75,7 @@ async def soak(seconds: float, chance: random.Random) -> tuple[list[Row], list[f
             chance.shuffle(order)
         row = rows[order.pop()]
         load.row = row
+        row.turns += 1
         await asyncio.sleep(chance.uniform(0.2, 2.0))
         with suppress(NeverCame):
             await faults.all[row.fault]()

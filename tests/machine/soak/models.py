@@ -2,6 +2,7 @@
 """The six models of the soak, on two GPUs that are not there."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 from ..ring.guest import CONFIG, FAKE, eventually, sh
@@ -45,15 +46,15 @@ def states() -> dict[str, str]:
 
 def crowds() -> list[str]:
     """Who stays on one GPU together, though there is room for one; once nobody is on the way."""
-    found: dict[str, str] = {}
 
     def at_rest() -> bool:
-        found.update(states())
-        return bool(found) and not {"starting", "draining"} & set(found.values())
+        found = set(states().values())
+        noted = Path("/run/llmux/succession.json").exists()
+        return bool(found) and not {"starting", "draining"} & found and not noted
 
     eventually(at_rest, "nobody is on the way", 60)
     here: dict[int, list[str]] = {}
-    for name in [name for name, state in found.items() if state == "serving"]:
+    for name in [name for name, state in states().items() if state == "serving"]:
         here.setdefault(_KINDS[name]["gpus"][0], []).append(name)
     return [" and ".join(names) for names in here.values() if len(names) > 1]
 

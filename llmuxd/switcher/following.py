@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: MIT
+"""Who comes after whom, from one decision to the next.
+
+A place that one leaves for another is promised to that one; and one beside whom another comes in
+leaves once that one serves, also where it would not at first, or llmuxd was killed meanwhile.
+"""
+
+import logging
+from math import inf
+
+from ..events import about
+from ..model.activation import is_moved
+from ..policy import Decision, Stage
+from .fleet import Fleet
+from .leaving import Leaving
+from .models import Model
+from .succession import Succession
+from .transitions import Transitions
+
+log = logging.getLogger(__name__)
+
+_GOING = (Stage.DRAINING, Stage.LEAVING)
+_COME = (Stage.COMING, Stage.IN)
+
+
+class Following:
+    """Told of each decision, and asked to go on after it."""
+
+    def __init__(
+        self, fleet: Fleet, transitions: Transitions, leaving: Leaving, succession: Succession
+    ):
+        self._fleet = fleet
+        self._transitions = transitions
+        self._leaving = leaving
+        self._succession = succession
+
+    def take(self, decision: Decision) -> None:
+        """Before those are activated who are to come in."""
+        for model in self._fleet.models.values():
+            model.follows = model.name in decision.following
+            model.promised = model.promised and model.follows
+        for name in decision.call_back:
+            self._succession.forget(name)
+        for name in decision.beside:
+            newcomer = self._fleet.models[name]
+            place = set(self._fleet.place(newcomer))
+            for model in self._fleet.models.values():
+                going = self._fleet.stage(model) in _GOING and model is not newcomer
+                if going and place & set(model.held):
+                    self._succession.note(model.name, name)
+
+    def go_on(self, time: float) -> float:
+        """What is due by now; returns when more of it is."""
+        for model in self._fleet.models.values():
+            if model.orphans:
+                self._keep(model)
+        return min((self._succeed(name, time) for name in [*self._succession.pending]), default=inf)
+
+    def _keep(self, model: Model) -> None:
+        """The place of who was cancelled too late is another one's now, or it has come."""
+        stage = self._fleet.stage(model)
+        if stage is Stage.COMING or model.promised:
+            return
+        if stage is not Stage.IN:
+            for task in model.orphans:
+                task.cancel()
+        model.orphans.clear()
+
+    def _succeed(self, name: str, time: float) -> float:
+        model = self._fleet.models.get(name)
+        if model is not None and model.transition is not None:
+            return inf
+        stage = Stage.OUT if model is None else self._fleet.stage(model)
+        others = self._succession.pending[name]
+        newcomers = [self._fleet.models[other] for other in others if other in self._fleet.models]
+        due = max((self._comes_until(newcomer) for newcomer in newcomers), default=-inf)
+        if model is None or model.pin or stage is Stage.OUT or due <= time:
+            self._succession.forget(name)
+            return inf
+        serves = any(self._fleet.stage(newcomer) is Stage.IN for newcomer in newcomers)
+        if stage is not Stage.IN or not serves:
+            return due
+        if model.may_leave_at > time:
+            return model.may_leave_at
+        log.info("%s leaves now: %s serves", name, " or ".join(others),
+                 extra=about(model=name, phase="draining"))  # fmt: skip
+        self._transitions.begin(model, Stage.DRAINING, self._leaving.make_room(model))
+        return inf
+
+    def _comes_until(self, newcomer: Model) -> float:
+        """Until when it may serve without our doing; infinite where it does, or comes."""
+        if self._fleet.stage(newcomer) in _COME:
+            return inf
+        if not newcomer.parked:
+            return -inf
+        # A wake that was asked for by who was killed goes on; once it is over, that is told.
+        return inf if is_moved(newcomer.name) else self._succession.settled_at
