@@ -273,6 +273,8 @@ class Rules:
         for model in self.switcher._fleet.models.values():
             if self._stage(model) is Stage.IN and model.waiters:
                 self.breaks(6, f"{model.name} serves, and not all who wait for it")
+            if model.orphans and not model.promised and self._stage(model) is Stage.OUT:
+                self.breaks(4, f"{model.name} is waited for by a job that was cancelled in time")
             self._check_refusals(model)
         self._check_the_latest()
 
