@@ -5,9 +5,11 @@ A place that one leaves for another is promised to that one; and one beside whom
 leaves once that one serves, also where it would not at first, or llmuxd was killed meanwhile.
 """
 
+import asyncio
 import logging
 from math import inf
 
+from ..errors import LlmuxError
 from ..events import about
 from ..model.activation import is_moved
 from ..policy import Decision, Stage
@@ -33,12 +35,24 @@ class Following:
         self._transitions = transitions
         self._leaving = leaving
         self._succession = succession
+        self._followers: set[str] = set()
+        # What cancelled jobs left behind, by model: it goes on while that is promised, or comes.
+        self._orphans: dict[str, list[asyncio.Task[LlmuxError | None]]] = {}
+
+    def adopt(self, model: Model, task: asyncio.Task[LlmuxError | None]) -> bool:
+        """Whether the work of a job that is cancelled goes on: the model comes, or is to."""
+        goes_on = model.promised or model.moving is Stage.COMING
+        if goes_on:
+            self._orphans.setdefault(model.name, []).append(task)
+        return goes_on
 
     def take(self, decision: Decision) -> None:
         """Before those are activated who are to come in."""
-        for model in self._fleet.models.values():
-            model.follows = model.name in decision.following
-            model.promised = model.promised and model.follows
+        for name in self._followers.difference(decision.following):
+            self._set_follows(name, False)
+        self._followers = set(decision.following)
+        for name in self._followers:
+            self._set_follows(name, True)
         for name in decision.call_back:
             self._succession.forget(name)
         for name in decision.beside:
@@ -51,20 +65,25 @@ class Following:
 
     def go_on(self, time: float) -> float:
         """What is due by now; returns when more of it is."""
-        for model in self._fleet.models.values():
-            if model.orphans:
-                self._keep(model)
+        for name in [*self._orphans]:
+            self._keep(name)
         return min((self._succeed(name, time) for name in [*self._succession.pending]), default=inf)
 
-    def _keep(self, model: Model) -> None:
-        """The place of who was cancelled too late is another one's now, or it has come."""
-        stage = self._fleet.stage(model)
-        if stage is Stage.COMING or model.promised:
+    def _set_follows(self, name: str, follows: bool) -> None:
+        model = self._fleet.models.get(name)
+        if model is not None:
+            model.follows = follows
+            model.promised = model.promised and follows
+
+    def _keep(self, name: str) -> None:
+        """Let go of what is left of cancelled jobs: the model has come, or lost its place."""
+        model = self._fleet.models.get(name)
+        stage = Stage.OUT if model is None else self._fleet.stage(model)
+        if stage is Stage.COMING or (model is not None and model.promised):
             return
-        if stage is not Stage.IN:
-            for task in model.orphans:
+        for task in self._orphans.pop(name):
+            if stage is not Stage.IN:
                 task.cancel()
-        model.orphans.clear()
 
     def _succeed(self, name: str, time: float) -> float:
         model = self._fleet.models.get(name)

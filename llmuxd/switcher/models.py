@@ -49,8 +49,6 @@ class Model:
     queued: int = 0  # requests among the waiters
     follows: bool = False  # by policy, as soon as those have left who drain or leave
     promised: bool = False  # it follows, and others have left or are leaving: its turn
-    # Of jobs that were cancelled too late: they go on while it is promised, or comes.
-    orphans: list[asyncio.Task[LlmuxError | None]] = field(default_factory=list)
     in_flight: int = 0
     idle: asyncio.Event = field(default_factory=asyncio.Event)
     transition: asyncio.Task[LlmuxError | None] | None = None

@@ -13,6 +13,7 @@ from ..state import State, UnitStatus
 from .admission import Admission
 from .costbook import CostBook
 from .fleet import Fleet
+from .following import Following
 from .leaving import Leaving
 from .models import Model, Wish
 from .tasks import Tasks
@@ -29,6 +30,7 @@ class Operators:
         admission: Admission,
         transitions: Transitions,
         leaving: Leaving,
+        following: Following,
         book: CostBook,
     ):
         self.jobs = Jobs()
@@ -37,6 +39,7 @@ class Operators:
         self._admission = admission
         self._transitions = transitions
         self._leaving = leaving
+        self._following = following
         self._book = book
         fleet.listeners.append(self._tell_phase)
 
@@ -134,9 +137,7 @@ class Operators:
         try:
             error = await asyncio.shield(task)
         except asyncio.CancelledError:
-            if model.promised or model.moving is Stage.COMING:
-                model.orphans.append(task)
-            elif not serves.is_set():
+            if not (serves.is_set() or self._following.adopt(model, task)):
                 task.cancel()
             raise
         if error is not None:

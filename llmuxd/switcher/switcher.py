@@ -49,12 +49,14 @@ class Switcher:
         self._transitions = Transitions(self._fleet, self._tasks)
         self._succession = Succession(self._tasks)
         self._leaving = Leaving(self._fleet, self._tasks, self._book, self._succession)
+        following = Following(self._fleet, self._transitions, self._leaving, self._succession)
         self._operators = Operators(
             self._fleet,
             self._tasks,
             self._admission,
             self._transitions,
             self._leaving,
+            following,
             self._book,
         )
         self._decider = Decider(
@@ -63,7 +65,7 @@ class Switcher:
             self._transitions,
             Coming(self._fleet, self._admission, self._book, self._succession),
             self._leaving,
-            Following(self._fleet, self._transitions, self._leaving, self._succession),
+            following,
             self._book,
             gauge,
         )

@@ -185,7 +185,7 @@ class Rules:
             return  # it takes nothing of a GPU
         if self._changed_at == clock():
             return  # it was decided before it needed other room
-        for number in model.config.gpus:
+        for number in self.switcher._fleet.place(model):
             gpu = self.gpus.get(number)
             others = [
                 other
@@ -238,7 +238,7 @@ class Rules:
         there = (set(self.units.holders()) & self.units.strangers.keys()) | met
         wanted = any(
             (self._wanted(other.name) or other.name in there)
-            and set(other.config.gpus) & set(model.held)
+            and set(self.switcher._fleet.place(other)) & set(model.held)
             for other in self.switcher._fleet.models.values()
             if other is not model
         )
@@ -273,7 +273,8 @@ class Rules:
         for model in self.switcher._fleet.models.values():
             if self._stage(model) is Stage.IN and model.waiters:
                 self.breaks(6, f"{model.name} serves, and not all who wait for it")
-            if model.orphans and not model.promised and self._stage(model) is Stage.OUT:
+            orphaned = model.name in self.switcher._decider._following._orphans
+            if orphaned and not model.promised and self._stage(model) is Stage.OUT:
                 self.breaks(4, f"{model.name} is waited for by a job that was cancelled in time")
             self._check_refusals(model)
         self._check_the_latest()
@@ -302,7 +303,7 @@ class Rules:
         if deadline >= clock() - EPSILON:
             return
         for other in self.switcher._fleet.models.values():
-            if not set(other.held) & set(latest.config.gpus):
+            if not set(other.held) & set(self.switcher._fleet.place(latest)):
                 continue
             moving = self._stage(other) in (Stage.COMING, Stage.DRAINING, Stage.LEAVING)
             if moving or other.may_leave_at > clock():
