@@ -55,7 +55,7 @@ class ModelInterface(ServiceInterface):
 
     @reading
     def Queued(self) -> UInt32:
-        return self._switcher.model(self._name).queued
+        return len(self._switcher.model(self._name).waiters)
 
     @reading
     def LastUsed(self) -> Double:
