@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import audit
+
 ROOT = Path(__file__).parents[2]
 CYCLONEDX = Path(sys.executable).with_name("cyclonedx-py")
 
@@ -48,3 +50,33 @@ def test_the_bill_of_materials_has_all_of_it_and_is_reproducible(tmp_path: Path)
     assert f"{component['name']}-{component['version']}.cdx.json" == one.name
     listed = {each["name"]: each["version"] for each in bill["components"]}
     assert listed == pinned("requirements.txt")
+
+
+def package(name: str, **more: object) -> dict[str, object]:
+    return {"name": name, "version": "1.0"} | more
+
+
+def test_a_known_hole_is_found() -> None:
+    hole = {"id": "PYSEC-1", "fix_versions": ["1.1", "2.0"]}
+    answers = [package("a", vulns=[hole]), package("b", vulns=[]), package("c", skip_reason="?")]
+    found = audit.read(json.dumps({"dependencies": answers, "fixes": []}))
+    assert found == audit.Findings(("a 1.0: PYSEC-1, mended in 1.1, 2.0",), asked=2, unknown=1)
+
+
+def test_no_answer_is_not_taken_for_a_good_one() -> None:
+    """pip-audit ends with 0 and finds nothing where nobody answered."""
+    skipped = {"name": "a", "skip_reason": "not found on PyPI"}
+    with pytest.raises(audit.NoData, match="not found on PyPI"):
+        audit.read(json.dumps({"dependencies": [skipped]}))
+
+
+@pytest.mark.parametrize(
+    ("script", "why"),
+    [("echo 'ConnectionError: no route' >&2; exit 1", "no route"), ("exit 1", "it said nothing")],
+)
+def test_where_it_fails_it_is_told(tmp_path: Path, script: str, why: str) -> None:
+    program = tmp_path / "pip-audit"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    with pytest.raises(audit.NoData, match=why):
+        audit.run(str(program))
