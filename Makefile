@@ -87,6 +87,7 @@ install-files:
 	install -D -m 644 packaging/90-llmuxd.preset $(DESTDIR)$(PRESETDIR)/90-llmuxd.preset
 	install -D -m 644 packaging/llmux.catalog $(DESTDIR)$(CATALOGDIR)/llmux.catalog
 	install -D -m 644 README.md $(DESTDIR)$(DOCDIR)/README.md
+	install -D -m 644 llmuxd/model/network.nft $(DESTDIR)$(DATADIR)/llmuxd/network.nft
 	install -D -m 644 packaging/grafana/llmuxd.json $(DESTDIR)$(DATADIR)/llmuxd/grafana.json
 	install -D -m 644 LICENSE $(DESTDIR)$(DATADIR)/licenses/llmuxd/LICENSE
 	test -e $(DESTDIR)$(SYSCONFDIR)/llmux/llmux.yaml || \

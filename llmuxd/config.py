@@ -32,9 +32,9 @@ NOT_OF_CONTAINER = frozenset(
     }
 )  # fmt: skip
 # The number of the way in which container.py turns a definition into podman's flags: 1 had none of
-# its locks, 2 was in podman's network with all others. A checkpoint of another number is not
-# restored.
-CONTAINER_FORM = 3
+# its locks, 2 was in podman's network with all others, 3 reached from its own whatever the host
+# does. A checkpoint of another number is not restored.
+CONTAINER_FORM = 4
 # The C loader is ten times faster, and llmux-model reads the file at each start; it is
 # missing where PyYAML was built without libyaml.
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -46,6 +46,14 @@ class Engine(StrEnum):
     VLLM = "vllm"
     LLAMA_SERVER = "llama-server"
     GENERIC = "generic"
+
+
+class Reach(StrEnum):
+    """What a model's container may connect to. Its server is asked by this host alone."""
+
+    PRIVATE = "private"  # nothing
+    INTERNET = "internet"  # public addresses, not the host's, and servers of names
+    OPEN = "open"  # whatever the host can reach, and the host
 
 
 class Snapshot(StrEnum):
@@ -133,6 +141,7 @@ class ModelConfig:
     served_name: str = ""
     privileged: bool = False
     read_only: bool = False
+    network: Reach = Reach.INTERNET
 
     @property
     def engine_name(self) -> str:
@@ -376,6 +385,8 @@ class _Reader(Nodes):
                     values[name] = Tier(self.choice(node, name, list(Tier)))
                 case "snapshot":
                     values[name] = Snapshot(self.choice(node, name, list(Snapshot)))
+                case "network":
+                    values[name] = Reach(self.choice(node, name, list(Reach)))
                 case "health":
                     values[name] = self._path_of_request(node, name)
                 case "canary":

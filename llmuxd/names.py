@@ -91,8 +91,12 @@ def slug(name: str) -> str:
     Many names share one readable form (`a/b`, `a-b`), so a digest of the name always follows.
     """
     stem = re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-.")[:MAX_SLUG_STEM].strip("-.")
-    digest = hashlib.sha256(name.encode()).hexdigest()[:8]
-    return f"{stem}-{digest}" if stem else digest
+    return f"{stem}-{digest(name)}" if stem else digest(name)
+
+
+def digest(name: str) -> str:
+    """Eight hexadecimal digits that tell `name` from others where there is room for no more."""
+    return hashlib.sha256(name.encode()).hexdigest()[:8]
 
 
 def container(name: str) -> str:

@@ -4,7 +4,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from .checks import basics, criu, gpu, models, service, vram
+from .checks import basics, criu, gpu, models, network, service, vram
 from .checks.host import Host
 from .checks.look import Look
 from .checks.result import Result, Status, fail
@@ -25,6 +25,7 @@ CHECKS: tuple[Check, ...] = (
     criu.runtime,
     criu.options,
     criu.firewall,
+    network.network,
     gpu.driver,
     gpu.libcuda,
     gpu.gpus,

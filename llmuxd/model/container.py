@@ -11,6 +11,7 @@ from .. import names
 from ..config import ModelConfig
 from . import seccomp, vllm
 from .activation import conmon_pidfile
+from .network import LABEL, Network
 from .process import CommandFailed, plain, run
 
 log = logging.getLogger("llmux-model")
@@ -23,9 +24,6 @@ DUMP_TIMEOUT = 900.0
 STOP_GRACE = 10
 # How podman says that it has no such image; it exits with 125 for any other trouble too.
 _NO_IMAGE = ("image not known", "no such image")
-_NO_NETWORK = ("network not found", "no such network")
-# podman run's options that say which network a container is in.
-_NETWORK = ("--network", "--net")
 
 
 @dataclass(frozen=True)
@@ -50,6 +48,7 @@ class Container:
 
     def __init__(self, model: ModelConfig):
         self._model = model
+        self.network = Network(model)
         self.name = names.container(model.name)
 
     def inspect(self) -> Facts | None:
@@ -103,11 +102,11 @@ class Container:
     def run(self, port: int) -> None:
         """Create and start it afresh, published on 127.0.0.1:`port`."""
         model = self._model
-        network = self._network()
+        network = self.network.create()
         argv = [
             "podman", "run", "--detach",
             "--name", self.name,
-            "--label", f"org.llmux.model={model.name}",
+            "--label", f"{LABEL}={model.name}",
             # All of it, conmon included, stays in the unit's cgroup.
             "--cgroups=split",
             # The helper reports READY itself, after health; a restore never would.
@@ -138,28 +137,6 @@ class Container:
             # podman puts a tmpfs on /run, /tmp and /var/tmp; CRIU dumps what is in it.
             locks.append("--read-only")
         return locks
-
-    def _network(self) -> list[str]:
-        """A network that it shares with no other container, unless podman_args name another."""
-        if any(word.partition("=")[0] in _NETWORK for word in self._model.podman_args):
-            return []
-        argv = [
-            "podman", "network", "create",
-            "--label", f"org.llmux.model={self._model.name}",
-            # No packet goes from one such network to another.
-            "--opt", "isolate=true",
-            # There is nobody in it to be found by name, and podman's server of names would stay
-            # in the unit's cgroup. The host's own servers are asked.
-            "--disable-dns",
-            self.name,
-        ]  # fmt: skip
-        try:
-            run(argv, QUERY_TIMEOUT)
-        except CommandFailed as error:
-            # Left by one whose removal was cut short.
-            if "already exists" not in error.reason:
-                raise
-        return [f"--network={self.name}"]
 
     def _environment(self) -> dict[str, str]:
         environment = dict(self._model.env)
@@ -226,12 +203,7 @@ class Container:
             # is gone already, and does the rest all the same.
             log.warning("%s", error)
             run(argv, REMOVE_TIMEOUT)
-        try:
-            run(["podman", "network", "rm", self.name], REMOVE_TIMEOUT)
-        except CommandFailed as error:
-            if not any(words in error.reason for words in _NO_NETWORK):
-                # Nothing of the model's is in it; its next start takes it.
-                log.warning("its network stays: %s", error)
+        self.network.remove()
 
     def last_words(self) -> str:
         """The last line that the server wrote, one line; empty where there is none."""

@@ -67,9 +67,11 @@ class Start:
     def run(self) -> Running:
         """Have the model healthy; StartFailed otherwise, and nothing of it is left.
 
-        CommandFailed where podman does not work: nothing was done.
+        CommandFailed where podman does not work, or its network cannot be closed: nothing was done.
         """
         self._watch.way = Way.RESTORE
+        with self._watch.part("close"):
+            self._container.network.close()
         try:
             return self._restore()
         except CannotRestore as reason:

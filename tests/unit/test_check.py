@@ -16,6 +16,7 @@ from llmuxd.ctl.checks import elf, host
 from llmuxd.ctl.checks.change import MakeDirectory
 from llmuxd.ctl.checks.host import Done, Host
 from llmuxd.ctl.checks.result import Result, Status
+from llmuxd.model.network import RULES
 
 CONFIG = Path("/etc/llmux/llmux.yaml")
 IMAGE = "docker.io/vllm/vllm-openai:v0.8.3"
@@ -195,6 +196,7 @@ BUSCTL = (
     " org.freedesktop.DBus ListActivatableNames"
 )
 CHECK_CONF = "criu check --config /etc/criu/crun.conf"
+CHECK_RULES = f"nft --check --file {RULES}"
 QUERY_MEMORY = (
     "nvidia-smi --query-gpu=index,memory.total,memory.reserved --format=csv,noheader,nounits"
 )
@@ -209,6 +211,7 @@ def cpu() -> RecordedHost:
         "systemctl --version": Done(0, "systemd 262 (262-1)\n+PAM +AUDIT\n"),
         "criu check": Done(0, "Looks good.\n"),
         CHECK_CONF: Done(0, "Looks good.\n"),
+        CHECK_RULES: Done(0, ""),
         "criu --help": Done(0, CRIU_HELP),
         "ldconfig -p": Done(0, LDCONFIG),
         BUSCTL: Done(0, 'as 2 "org.freedesktop.systemd1" "org.llmux"\n'),
@@ -223,6 +226,7 @@ def cpu() -> RecordedHost:
         str(CONFIG): MODELS.replace("models:", "  devices: []\nmodels:"),
         "/usr/bin/podman": "",
         "/usr/sbin/criu": "",
+        "/usr/sbin/nft": "",
         "/usr/sbin/iptables-restore": "",
         "/usr/sbin/ip6tables-restore": "",
         "/etc/criu/crun.conf": CRUN_CONF,
@@ -406,10 +410,10 @@ def test_podman_broken(cpu: RecordedHost) -> None:
 
 def test_podman_too_old(cpu: RecordedHost) -> None:
     cpu.podman(podman_info() | {"version": {"Version": "3.4.4"}})
-    failing(cpu, "podman", "3.4.4 cannot restore", "4.1 or newer")
+    failing(cpu, "podman", "3.4.4 cannot restore", "4.5 or newer")
 
 
-@pytest.mark.parametrize("version", ["4.3.1", "4.9.4-rhel", "5.0.0-dev", "4.1.0"])
+@pytest.mark.parametrize("version", ["4.5.1", "4.9.4-rhel", "5.0.0-dev", "4.5.0"])
 def test_podman_new_enough(cpu: RecordedHost, version: str) -> None:
     cpu.podman(podman_info() | {"version": {"Version": version}})
     told(cpu, "podman", Status.OK, f"{version}, rootful, netavark")
@@ -653,6 +657,22 @@ def test_network_lock(cpu: RecordedHost) -> None:
     failing(cpu, "network lock", "iptables-restore", "network-lock=nftables")
     cpu.files["/etc/criu/crun.conf"] = f"{CRUN_CONF}network-lock=skip\n"
     told(cpu, "network lock", Status.OK, "network-lock=skip")
+
+
+def test_the_network_is_closed(cpu: RecordedHost) -> None:
+    told(cpu, "network", Status.OK, "closed by nftables: 2 internet")
+    models = cpu.files[str(CONFIG)]
+    assert isinstance(models, str)
+    cpu.files[str(CONFIG)] = models.replace("b: {}", "b: {network: private}")
+    told(cpu, "network", Status.OK, "1 internet, 1 private")
+    cpu.files[str(CONFIG)] = models.replace("b: {}", "b: {podman_args: [--network=host]}")
+    told(cpu, "network", Status.OK, "1 internet")
+    del cpu.commands[CHECK_RULES]
+    failing(cpu, "network", "does not take llmuxd's rules: nft: No such file", "network: open")
+    cpu.remove("/usr/sbin/nft")
+    failing(cpu, "network", "no nft", "install nftables, or set 'network: open'")
+    cpu.files[str(CONFIG)] = models.replace("models:", "  network: open\nmodels:")
+    told(cpu, "network", Status.SKIP, "no model")
 
 
 # The GPU

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmuxd import config
-from llmuxd.config import Config, Engine, ModelConfig, Question, Sleep, Snapshot, Tier
+from llmuxd.config import Config, Engine, ModelConfig, Question, Reach, Sleep, Snapshot, Tier
 from llmuxd.errors import ConfigInvalid, NoSuchModel
 
 PATH = Path("llmux.yaml")
@@ -87,7 +87,8 @@ def test_every_setting_can_be_written() -> None:
         "image_sleep: kv, park_sleep: 2,"
         "vram: 1.5GiB, pin: true, preload: true,"
         "priority: -2, max_wait: 3, min_active: 4, ttl: 5, queue_limit: 6, request_timeout: 7,"
-        "drain_timeout: 8, served_name: w, privileged: true, read_only: true"
+        "drain_timeout: 8, served_name: w, privileged: true, read_only: true,"
+        "network: private"
     )
     assert model == ModelConfig(
         "a", "j", Engine.LLAMA_SERVER, ("x",), (("A", "1"),), ("/a:/b",), (2, 0), ("/dev/kfd",),
@@ -97,7 +98,7 @@ def test_every_setting_can_be_written() -> None:
         vram=3 << 29, pin=True, preload=True, priority=-2,
         max_wait=3.0, min_active=4.0, ttl=5.0, queue_limit=6, request_timeout=7.0,
         drain_timeout=8.0, served_name="w",
-        privileged=True, read_only=True,
+        privileged=True, read_only=True, network=Reach.PRIVATE,
     )  # fmt: skip
     assert model.device_names == ("/dev/kfd",)
     defaults = ModelConfig("a", "i")
@@ -316,6 +317,7 @@ CHANGES: dict[str, object] = {
     "name": "b", "image": "j", "args": ("x",), "env": (("A", "b"),),
     "volumes": ("/a:/b",), "gpus": (1,), "devices": ("/dev/x",), "podman_args": ("--x",),
     "port": 1, "shm_size": "1g", "privileged": True, "read_only": True,
+    "network": Reach.OPEN,
 }  # fmt: skip
 KEPT: dict[str, object] = {
     "aliases": ("x",), "start_timeout": 1.0, "checkpoint": False, "health": "/live",
@@ -352,9 +354,9 @@ def test_every_setting_is_on_one_side_or_the_other() -> None:
 
 def test_a_definition_has_one_form_and_outlives_new_keys() -> None:
     """The hash of a released form: a new key at its default must leave it as it is."""
-    assert config.CONTAINER_FORM == 3
+    assert config.CONTAINER_FORM == 4
     digest = ModelConfig("facebook/opt-125m", "i", args=("--x",)).definition
-    assert digest.startswith("5e6f7cd46939")
+    assert digest.startswith("d4fea65177c5")
 
 
 def test_texts_do_not_flow_into_each_other_in_the_definition() -> None:

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from llmuxd import files, names
+from llmuxd import files
 from llmuxd.config import ModelConfig, Sleep
-from llmuxd.model import container, seccomp, vllm
+from llmuxd.model import container, network, seccomp, vllm
 from llmuxd.model.activation import conmon_pidfile
-from llmuxd.model.process import CommandFailed
 
 
 def argv_of(model: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -23,6 +22,7 @@ def argv_of(model: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return ""
 
     monkeypatch.setattr(container, "run", run)
+    monkeypatch.setattr(network, "run", run)
     container.Container(model).run(21000)
     return seen
 
@@ -92,63 +92,6 @@ def test_the_profile_is_written_once(profile: Path, monkeypatch: pytest.MonkeyPa
 def test_without_a_profile_podman_has_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(seccomp, "DEFAULTS", ("/nonexistent",))
     assert not [word for word in argv_of(ModelConfig("a", "i"), monkeypatch) if "seccomp" in word]
-
-
-def test_a_container_has_a_network_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    argv = argv_of(ModelConfig("a", "i"), monkeypatch)
-    network = names.container("a")
-    create = argv[: argv.index("run") - 1]
-    assert create[:3] == ["podman", "network", "create"] and create[-1] == network
-    assert {"isolate=true", "--disable-dns"} <= set(create)
-    assert f"--network={network}" in argv[len(create) :]
-
-
-@pytest.mark.parametrize("words", [("--network=host",), ("--net", "slirp4netns")])
-def test_a_network_that_is_configured_is_taken(
-    words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    argv = argv_of(ModelConfig("a", "i", podman_args=words), monkeypatch)
-    assert argv[:2] == ["podman", "run"]
-    assert [word for word in argv if word.startswith("--net")] == [words[0]]
-
-
-def failing(reason: str, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """Have podman's commands about networks fail so; what is called."""
-    called: list[list[str]] = []
-
-    def run(argv: Sequence[str], timeout: float) -> str:
-        called.append(list(argv))
-        if argv[1] == "network":
-            raise CommandFailed(argv, 125, reason)
-        return ""
-
-    monkeypatch.setattr(container, "run", run)
-    return called
-
-
-def test_a_network_that_was_left_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    called = failing(
-        "Error: network name llmux-a already used: network already exists", monkeypatch
-    )
-    container.Container(ModelConfig("a", "i")).run(21000)
-    assert [argv[1] for argv in called] == ["network", "run"]
-
-
-def test_without_a_network_there_is_no_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    called = failing("Error: could not find free subnet", monkeypatch)
-    with pytest.raises(CommandFailed, match="free subnet"):
-        container.Container(ModelConfig("a", "i")).run(21000)
-    assert [argv[1] for argv in called] == ["network"]
-
-
-@pytest.mark.parametrize(("reason", "told"), [("network not found", 0), ("it is being used", 1)])
-def test_a_network_that_stays_keeps_nothing_from_its_end(
-    reason: str, told: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    called = failing(reason, monkeypatch)
-    container.Container(ModelConfig("a", "i")).remove()
-    assert [argv[1] for argv in called] == ["rm", "network"]
-    assert len(caplog.records) == told
 
 
 def _conmon(program: Path, script: str) -> subprocess.Popen[bytes]:

@@ -6,10 +6,12 @@ import pytest
 
 from llmuxd import files
 from llmuxd.config import ModelConfig
-from llmuxd.model import cgroup, sweeping
+from llmuxd.model import cgroup, network, sweeping
 from llmuxd.model.activation import one_at_a_time
 from llmuxd.model.checkpoint import Checkpoint
 from llmuxd.model.container import Container
+from llmuxd.model.network import Network
+from llmuxd.model.process import CommandFailed
 
 from .fake_units import a_checkpoint, a_model, an_activation
 
@@ -60,3 +62,38 @@ def test_one_that_is_on_its_way_keeps_it(removed: list[str]) -> None:
     assert has("a") and removed == []
     sweeping.sweep({"b": ModelConfig("b", "i")})
     assert len(removed) == 1
+
+
+@pytest.fixture
+def networks(removed: list[str], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The networks that were removed, of those of the models a, b and gone; only b has more."""
+    names: list[str] = []
+    monkeypatch.setattr(network, "owners", lambda: ["a", "b", "gone"])
+    monkeypatch.setattr(Network, "remove", lambda network: names.append(network.name))
+    monkeypatch.setattr(
+        Container, "inspect", lambda it: it if it.name.startswith("llmux-b") else None
+    )
+    return names
+
+
+def test_a_network_goes_that_has_no_container(networks: list[str]) -> None:
+    sweeping.sweep_networks()
+    assert [name[:7] for name in networks] == ["llmux-a", "llmux-g"]
+
+
+def test_not_that_of_a_start(networks: list[str]) -> None:
+    an_activation("gone", 21000).save()
+    with one_at_a_time("a"):
+        sweeping.sweep_networks()
+    assert networks == []
+
+
+def test_where_podman_does_not_work_nothing_is_swept(
+    networks: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> list[str]:
+        raise CommandFailed(["podman"], 125, "no")
+
+    monkeypatch.setattr(network, "owners", fail)
+    sweeping.sweep_networks()
+    assert networks == []

@@ -9,8 +9,9 @@ from .look import Look
 from .result import Result, fail, ok, warn
 
 SYSTEMD_MINIMUM = 246
-# CDI devices, and netavark giving a restored container its address back.
-PODMAN_MINIMUM = (4, 1)
+# CDI devices, netavark giving a restored container its address back (4.1), and a name of ours for
+# a network's bridge.
+PODMAN_MINIMUM = (4, 5)
 _UNIFIED = "boot with systemd.unified_cgroup_hierarchy=1 on the kernel's command line"
 
 
@@ -84,7 +85,7 @@ def podman(look: Look) -> Result:
         return fail(
             "podman",
             f"{text or 'of unknown version'} cannot restore a container with its devices and"
-            " address",
+            " address, or not name its bridge",
             f"update podman to {dotted(PODMAN_MINIMUM)} or newer",
         )
     backend = look.podman_text("host", "networkBackend")

@@ -116,9 +116,18 @@ def leftovers() -> list[str]:
         if "conmon" in line or ":4000 " in line
     ]
     left += [f"process {line}" for line in sh("pgrep", "-a", "conmon", check=False).splitlines()]
+    # A checkpoint's container keeps its own.
+    labels = sh("podman", "ps", "--all", "--format", "{{.Names}}").split()
+    left += [f"network {name}" for name in networks() if name not in labels]
     cgroups = Path("/sys/fs/cgroup").glob("system.slice/system-llmux*/llmux-model@*")
     left += [f"cgroup {path}" for path in cgroups]
     return left
+
+
+def networks() -> list[str]:
+    """The models' networks."""
+    label = "label=org.llmux.model"
+    return sorted(sh("podman", "network", "ls", "--quiet", "--filter", label).splitlines())
 
 
 def wipe() -> None:

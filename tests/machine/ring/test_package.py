@@ -153,6 +153,7 @@ def nothing_is_left(bare: set[Path], but: set[Path]) -> None:
     assert sh("systemctl", "list-units", "--all", "--plain", "--no-legend", "llmux*") == ""
     assert sh("podman", "ps", "--all", "--quiet") == ""
     assert sh("podman", "network", "ls", "--quiet") == "podman"
+    assert "table inet llmux" not in sh("nft", "list", "tables")
     assert leftovers() == []
 
 
