@@ -80,6 +80,9 @@ def _start(lifecycle: Lifecycle, path: Path | None) -> None:
         sweeping.sweep(_load(path).models)
     except LlmuxError as error:
         log.info("no image was looked for that is of no use: %s", error)
+    if running.why_cold:
+        # It took its time anyway.
+        sweeping.sweep_networks()
     lifecycle.stay(running)
 
 

@@ -5,9 +5,10 @@ The least lately used go first. Never those of models that run or move: theirs a
 come back from. Nor those that requests wait for just now.
 """
 
+import contextlib
 import logging
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -134,14 +135,20 @@ class Room:
         return None
 
 
+@contextlib.contextmanager
+def at_rest(model: str) -> Iterator[Container]:
+    """Have its container to oneself. Busy, or InUse, where the model is not at rest."""
+    with one_at_a_time(model, wait=False):
+        # One that runs keeps its own until it leaves.
+        if Activation.load(model) is not None or cgroup.of_unit(names.unit(model)) is not None:
+            raise InUse("the model runs")
+        yield Container(ModelConfig(name=model, image=""))
+
+
 def discard(record: Checkpoint) -> None:
     """Remove the image and its container. Busy, or InUse, where the model is not at rest."""
-    with one_at_a_time(record.model, wait=False):
-        # One that runs keeps its own until it leaves.
-        running = Activation.load(record.model) or cgroup.of_unit(names.unit(record.model))
-        if running is not None:
-            raise InUse("the model runs")
-        Container(ModelConfig(name=record.model, image="")).remove()
+    with at_rest(record.model) as container:
+        container.remove()
 
 
 def _make_room_by(record: Checkpoint, why: str) -> None:

@@ -237,6 +237,8 @@ class Lifecycle:
         """Keep a container that has its checkpoint, remove any other."""
         facts = self._container.inspect()
         if facts is None:
+            # A start that was cut short may have come no further than to this.
+            self._container.network.remove()
             return
         record = Checkpoint.load(self._model.name)
         imaging.settle(facts.checkpoint_directory, record)

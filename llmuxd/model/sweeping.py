@@ -2,15 +2,17 @@
 """Removes images that nothing will restore: of models that left llmux.yaml, or were redefined.
 
 An image is as large as a server's memory, and the unit of such a model is never started again. So
-any model's helper does it, once its own start is over and nobody waits for it.
+any model's helper does it, once its own start is over and nobody waits for it. Networks without a
+container, which a power cut leaves, go too.
 """
 
 import logging
 
 from ..config import ModelConfig
+from . import network
 from .activation import Busy
 from .checkpoint import Checkpoint, recorded
-from .keeping import InUse, discard
+from .keeping import InUse, at_rest, discard
 from .process import CommandFailed
 
 log = logging.getLogger("llmux-model")
@@ -39,3 +41,24 @@ def _sweep(name: str, model: ModelConfig | None) -> None:
         Checkpoint.forget(name)
     else:
         record.invalidate(why)
+
+
+def sweep_networks() -> None:
+    """Remove the networks of models that neither run nor have a container."""
+    try:
+        owners = network.owners()
+    except CommandFailed as error:
+        log.info("no network was looked for that is of no use: %s", error)
+        return
+    for name in owners:
+        try:
+            _sweep_network(name)
+        except (Busy, InUse, CommandFailed, OSError) as error:
+            log.info("the network of %s stays for now: %s", name, error)
+
+
+def _sweep_network(name: str) -> None:
+    with at_rest(name) as container:
+        if container.inspect() is None:
+            log.info("removing the network of %s, which has no container", name)
+            container.network.remove()
