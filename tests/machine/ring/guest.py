@@ -131,9 +131,10 @@ def networks() -> list[str]:
 
 
 def wipe() -> None:
-    """Forget every container, its network and its checkpoint."""
+    """Forget every container, its network, that network's rules, and its checkpoint."""
     sh("podman", "rm", "--all", "--force", "--time", "0")
     sh("podman", "network", "prune", "--force")
+    sh("nft", "delete", "table", "inet", "llmux", check=False)
     for path in CHECKPOINTS.glob("*.json"):
         path.unlink()
     for path in Path("/run/llmux").glob("*"):
