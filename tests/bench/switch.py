@@ -16,7 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,11 @@ PATHS = {OPT: "/srv/models/opt-125m", QWEN: "/srv/models/qwen2.5-3b-instruct"}
 _SELF = "tests.bench.switch"
 PODMAN = "  podman and CRIU alone"
 FREEZER = "  bare freeze and thaw"
+HAND = "(a) by hand"
+COLD = "(b) llmuxd, cold starts"
+LIVE = "(c) llmuxd, live checkpoints"
+PRISTINE = "(d) llmuxd, pristine"
+PARK = "(e) llmuxd, park"
 AT_ONCE = ", at once"
 # Switches in all, after which nothing may be left; and what llmuxd itself may have grown by.
 ENDURANCE = 100
@@ -46,10 +51,27 @@ class Bench:
     """The seconds of each way to switch, and what was seen meanwhile."""
 
     rounds: int
+    switches: int
     seconds: dict[str, list[float]] = field(default_factory=dict)
     texts: dict[str, str] = field(default_factory=dict)
     wrong: int = 0
+    mismatches: int = 0
+    left: list[str] = field(default_factory=list)
+    held: list[list[float]] = field(default_factory=list)
     missed: bool = False
+
+    @classmethod
+    def resume(cls, path: Path | None, rounds: int, switches: int) -> "Bench":
+        """What was measured before, by a run that kept it in `path`."""
+        bench = cls(rounds, switches)
+        if path is not None and path.exists():
+            vars(bench).update(json.loads(path.read_text()) | {"rounds": rounds})
+        return bench
+
+    def keep(self, path: Path | None) -> None:
+        """The reverse."""
+        if path is not None:
+            path.write_text(json.dumps(vars(self)))
 
     def time(self, way: str, model: str, act: Callable[[], str]) -> None:
         """Time one switch to `model`; its answer must be the one that it gave first."""
@@ -134,7 +156,7 @@ def by_hand(bench: Bench) -> None:
             wait_each_second(ports[new])
             return ask(new, ports[new])
 
-        bench.time("(a) by hand", new, act)
+        bench.time(HAND, new, act)
     sh("podman", "rm", "--all", "--force", "--time", "0")
     sh("systemctl", "stop", "by-hand-*")
     guest.wipe()
@@ -208,6 +230,12 @@ def _states() -> set[str]:
     return {guest.state(model) for model in MODELS}
 
 
+def park(bench: Bench) -> None:
+    """Switches between parked models, and what the freezer alone takes for them."""
+    by_llmuxd(bench, PARK, tier="park")
+    bare_freezer(bench)
+
+
 def bare_freezer(bench: Bench) -> None:
     """The same two models, parked and brought back by their cgroups; asked past the proxy."""
     runs = {model: _run(model) for model in MODELS}
@@ -228,68 +256,61 @@ def _run(model: str) -> Any:
     return json.loads(Path(f"/run/llmux/{names.slug(model)}.json").read_text())
 
 
-@dataclass(frozen=True)
-class Daemon:
-    """What llmuxd holds: open files, and memory in MB."""
-
-    files: int
-    megabytes: float
-
-
-def daemon() -> Daemon:
-    """What it holds now."""
+def daemon() -> list[float]:
+    """What llmuxd holds now: open files, and memory in MB."""
     pid = sh("systemctl", "show", "-P", "MainPID", "llmuxd.service")
     status = Path(f"/proc/{pid}/status").read_text()
     resident = next(line for line in status.splitlines() if line.startswith("VmRSS"))
-    return Daemon(len(list(Path(f"/proc/{pid}/fd").iterdir())), int(resident.split()[1]) / 1e3)
+    return [len(list(Path(f"/proc/{pid}/fd").iterdir())), int(resident.split()[1]) / 1e3]
 
 
-def endure(bench: Bench, switches: int) -> tuple[Daemon, Daemon]:
-    """Many switches by one llmuxd; what it held after the first ten, and after the last."""
+def endure(bench: Bench) -> None:
+    """Many switches by one llmuxd; what it held after the first tenth, and after the last."""
     configure(snapshot="pristine")
     sh("llmuxctl", "warmup", timeout=600)
-    begin = Daemon(0, 0.0)
-    for number, (_, new) in enumerate(turns(switches)):
-        if number == switches // 10:
-            begin = daemon()
-        bench.wrong += ask(new) != bench.texts[new]
-    return begin, daemon()
+    bench.held = []
+    for number, (_, new) in enumerate(turns(bench.switches)):
+        if number == bench.switches // 10:
+            bench.held.append(daemon())
+        text = ask(new)
+        bench.wrong += text != bench.texts.setdefault(new, text)
+    bench.held.append(daemon())
 
 
-def inside(rounds: int, switches: int) -> int:
+STEPS: dict[str, Callable[[Bench], None]] = {
+    "hand": by_hand,
+    "live": lambda bench: by_llmuxd(bench, LIVE, snapshot="live"),
+    "pristine": lambda bench: by_llmuxd(bench, PRISTINE, snapshot="pristine"),
+    "park": park,
+    "cold": lambda bench: by_llmuxd(bench, COLD, checkpoint=False),
+    "endure": endure,
+}
+
+
+def inside(wanted: Sequence[str], bench: Bench) -> None:
     """The measurement, in the machine."""
     guest.require_machine()
     guest.stop_everything()
     guest.wipe()
     guest.begin()
-    bench = Bench(rounds)
-    step("by hand", lambda: by_hand(bench))
-    step("live", lambda: by_llmuxd(bench, "(c) llmuxd, live checkpoints", snapshot="live"))
-    step("pristine", lambda: by_llmuxd(bench, "(d) llmuxd, pristine", snapshot="pristine"))
-    step("park", lambda: by_llmuxd(bench, "(e) llmuxd, park", tier="park"))
-    step("freezer", lambda: bare_freezer(bench))
-    guest.stop_everything()
-    step("cold", lambda: by_llmuxd(bench, "(b) llmuxd, cold starts", checkpoint=False))
-    guest.stop_everything()
-    held: list[Daemon] = []
-    step(f"{switches} switches", lambda: held.extend(endure(bench, switches)))
-    mismatches = sum("its canary says" in guest.journal(names.unit(model)) for model in MODELS)
-    guest.stop_everything()
-    report(bench, held, mismatches, guest.leftovers())
-    guest.wipe()
-    return int(bench.missed)
+    for name in wanted:
+        begin = time.monotonic()
+        STEPS[name](bench)
+        print(f"{name}: {time.monotonic() - begin:.0f} s", flush=True)
+        bench.mismatches += sum(
+            "its canary says" in guest.journal(names.unit(model)) for model in MODELS
+        )
+        guest.stop_everything()
+        if name != "hand":
+            # A restore by hand makes its model's cgroup anew, and nobody removes that.
+            bench.left += guest.leftovers()
+        guest.wipe()
+        guest.begin()
 
 
-def step(name: str, act: Callable[[], None]) -> None:
-    """One part of the run, with its length."""
-    begin = time.monotonic()
-    act()
-    print(f"{name}: {time.monotonic() - begin:.0f} s", flush=True)
-
-
-def report(bench: Bench, held: list[Daemon], mismatches: int, left: list[str]) -> None:
+def report(bench: Bench) -> None:
     """The table and the goals."""
-    hand, cold = bench.median("(a) by hand"), bench.median("(b) llmuxd, cold starts")
+    hand, cold = bench.median(HAND), bench.median(COLD)
     rows = [
         (way, f"{bench.median(way):.3f}", f"{min(s):.3f}", f"{max(s):.3f}",
          f"{hand / bench.median(way):.1f}", f"{cold / bench.median(way):.1f}")
@@ -297,26 +318,22 @@ def report(bench: Bench, held: list[Daemon], mismatches: int, left: list[str]) -
     ]  # fmt: skip
     header = ("seconds a switch", "median", "min", "max", "by hand : it", "cold : it")
     print(f"\n{table.render(header, rows)}\n")
-    live = bench.median("(c) llmuxd, live checkpoints")
-    pristine = bench.median("(d) llmuxd, pristine")
-    park = bench.median("(e) llmuxd, park")
+    live, pristine, park = (bench.median(way) for way in (LIVE, PRISTINE, PARK))
     over = (park - bench.median(FREEZER)) * 1e3
     print(f"llmuxd above podman and CRIU alone, live: {live - bench.median(PODMAN):.3f} s")
-    begin, end = held
-    grown = end.megabytes - begin.megabytes
-    print(
-        f"llmuxd held {begin.files} files, {begin.megabytes:.1f} MB; then {end.files}, {grown:+.1f}"
-    )
-    print(f"left behind: {left or 'nothing'}\n")
+    (files, megabytes), (files_then, megabytes_then) = bench.held
+    grown = megabytes_then - megabytes
+    print(f"llmuxd held {files:g} files, {megabytes:.1f} MB; then {files_then:g}, {grown:+.1f}")
+    print(f"left behind: {bench.left or 'nothing'}\n")
     bench.goal("live against by hand", hand / live, " times", 1, least=True)
     bench.goal("pristine against by hand", hand / pristine, " times", 3, least=True)
     bench.goal("pristine against cold", cold / pristine, " times", 10, least=True)
     bench.goal("park against by hand", hand / park, " times", 25, least=True)
     bench.goal("park above bare freeze and thaw", over, " ms", 150, least=False)
     bench.goal("wrong answers", bench.wrong, "", 0, least=False)
-    bench.goal("canary mismatches", mismatches, "", 0, least=False)
-    bench.goal("left behind", len(left), "", 0, least=False)
-    bench.goal("new open files", end.files - begin.files, "", MAX_NEW_FILES, least=False)
+    bench.goal("canary mismatches", bench.mismatches, "", 0, least=False)
+    bench.goal("left behind", len(bench.left), "", 0, least=False)
+    bench.goal("new open files", files_then - files, "", MAX_NEW_FILES, least=False)
     bench.goal("memory grown", grown, " MB", MAX_GROWTH_MB, least=False)
 
 
@@ -326,9 +343,17 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--switches", type=int, default=ENDURANCE)
     parser.add_argument("--inside", action="store_true", help="run here: this is the machine")
+    steps = f"with --inside: some of {', '.join(STEPS)}; none: just report"
+    parser.add_argument("--only", nargs="*", default=[*STEPS], choices=[*STEPS], help=steps)
+    parser.add_argument("--keep", type=Path, help="with --inside: go on with what this file has")
     arguments = parser.parse_args()
     if arguments.inside:
-        return inside(arguments.rounds, arguments.switches)
+        bench = Bench.resume(arguments.keep, arguments.rounds, arguments.switches)
+        inside(arguments.only, bench)
+        bench.keep(arguments.keep)
+        if not arguments.keep or not arguments.only:
+            report(bench)
+        return int(bench.missed)
     host.require_root()
     host.install_tools()
     parts.build()
