@@ -81,6 +81,10 @@ class Board:
                 room.add(holder)
         return room.fits(self._views[name])
 
+    def could_meet(self, view: ModelView, host: int) -> bool:
+        """Whether it could come in while those who leave for it are still there, seen from now."""
+        return Moment(self._measured, host).holds(view, self._holders.values())
+
     def _weigh(self) -> bool:
         """Tell what the models hold that are in from what is foreign; whether verdicts change."""
         before, self._gpus = self._gpus, seen(self._measured, self._holders.values())

@@ -71,6 +71,11 @@ class Decider:
         self._look_again()
         return self._board.has_room(model.name)
 
+    def could_meet(self, model: Model) -> bool:
+        """Whether it could come in while those who leave for it are still there, seen from now."""
+        shown = view(self._fleet, self._book, model)
+        return self._board.could_meet(shown, memory.available())
+
     async def step(self) -> float | None:
         """Decide and begin what is to be done; the seconds until the next step is due anyhow."""
         time, decision = await self._decide()

@@ -2,6 +2,7 @@
 """What people ask for: jobs that go beside the policy, and by the same moves."""
 
 import asyncio
+from collections.abc import Callable
 
 from ..config import Tier
 from ..costs import Cost
@@ -32,6 +33,7 @@ class Operators:
         leaving: Leaving,
         following: Following,
         book: CostBook,
+        could_meet: Callable[[Model], bool],
     ):
         self.jobs = Jobs()
         self._fleet = fleet
@@ -41,6 +43,7 @@ class Operators:
         self._leaving = leaving
         self._following = following
         self._book = book
+        self._could_meet = could_meet
         fleet.listeners.append(self._tell_phase)
 
     def switch(self, name: str) -> Job:
@@ -165,11 +168,13 @@ class Operators:
         return arriving + going if known else 0.0
 
     def _arriving(self, model: Model) -> float:
-        """Seconds until it serves, those who leave for it included; 0: not known, or it does."""
+        """Seconds until it serves, those who leave before it included; 0: not known, or it does."""
         if self._fleet.state(model) is State.SERVING:
             return 0.0
         coming = self._coming(model)
-        return coming + self._leaving_for(model) if coming else 0.0
+        if not coming or self._could_meet(model):
+            return coming
+        return coming + self._leaving_for(model)
 
     def _coming(self, model: Model) -> float:
         """Seconds that it took as a rule to bring it in from where it is; 0: not known."""

@@ -50,15 +50,6 @@ class Switcher:
         self._succession = Succession(self._tasks)
         self._leaving = Leaving(self._fleet, self._tasks, self._book, self._succession)
         following = Following(self._fleet, self._transitions, self._leaving, self._succession)
-        self._operators = Operators(
-            self._fleet,
-            self._tasks,
-            self._admission,
-            self._transitions,
-            self._leaving,
-            following,
-            self._book,
-        )
         self._decider = Decider(
             self._fleet,
             self._admission,
@@ -68,6 +59,16 @@ class Switcher:
             following,
             self._book,
             gauge,
+        )
+        self._operators = Operators(
+            self._fleet,
+            self._tasks,
+            self._admission,
+            self._transitions,
+            self._leaving,
+            following,
+            self._book,
+            self._decider.could_meet,
         )
         self._preloading = Preloading(self._fleet, self._operators, self._decider)
 

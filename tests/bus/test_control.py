@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from dbus_next import Message, MessageFlag, MessageType, Variant
 
-from llmuxd import __version__, authority, names
+from llmuxd import __version__, authority, memory, names
 from llmuxd.bus import Bus
 from llmuxd.control import Control
 from llmuxd.costs import Cost
@@ -486,6 +486,25 @@ async def test_a_job_expects_that_another_one_leaves(house: House, kind: str) ->
     expected = await house.caller.get(str(job), JOB, "ExpectedSeconds")
     assert expected == 40.0 + 15.0 + warmup
     gate.open()
+
+
+@pytest.mark.parametrize(("host", "expected"), [(100, 2.0), (5, 2.0 + 15.0)])
+async def test_a_job_expects_no_leaving_that_is_behind_its_coming(
+    house: House, host: int, expected: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The image of b takes 3 bytes of the host, half of which it may have.
+    monkeypatch.setattr(memory, "available", lambda: host)
+    await house.stage.ask("b")
+    await house.stage.ask(QWEN)
+    await house.stage.until_state("b", State.CHECKPOINTED)
+    house.stage.switcher._book.learn("b", Cost.RESTORE, 2.0)
+    house.stage.switcher._book.learn(QWEN, Cost.OUT, 15.0)
+    gate = house.stage.units.hold("stop", QWEN)
+    starting = house.stage.units.hold("start", "b")
+    job = await house.caller.call("/Manager", "Switch", "b")
+    assert await house.caller.get(str(job), JOB, "ExpectedSeconds") == expected
+    gate.open()
+    starting.open()
 
 
 async def test_a_model_that_was_parked_says_so(house: House) -> None:
