@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import yaml
 
@@ -22,13 +22,15 @@ MAX_PRIORITY = 1000
 MAX_SIZE = 4 << 20
 CANARY_PROMPT = "The quick brown fox jumps over the lazy"
 MAX_DEPTH = 20
+# llmuxd.service has its own of these, or none.
+HIDDEN = ("/dev", "/home", "/root", "/run/user", "/tmp", "/var/tmp")
 # The keys by which a container is not made, and a checkpoint stays good if they change.
 NOT_OF_CONTAINER = frozenset(
     {
-        "aliases", "canary", "canary_prompt", "checkpoint", "drain_timeout", "engine", "health",
-        "image_sleep", "max_wait", "min_active", "park_sleep", "pin", "preload", "priority",
-        "queue_limit", "request_timeout", "restore_timeout", "served_name", "snapshot",
-        "start_timeout", "tier", "ttl", "vram",
+        "aliases", "canary", "canary_prompt", "checkpoint", "checkpoint_dir", "drain_timeout",
+        "engine", "health", "image_sleep", "max_wait", "min_active", "park_sleep", "pin",
+        "preload", "priority", "queue_limit", "request_timeout", "restore_timeout",
+        "served_name", "snapshot", "start_timeout", "tier", "ttl", "vram",
     }
 )  # fmt: skip
 # The number of the way in which container.py turns a definition into podman's flags: 1 had none of
@@ -123,6 +125,7 @@ class ModelConfig:
     restore_timeout: float = 300.0
     checkpoint: bool = True
     snapshot: Snapshot = Snapshot.PRISTINE
+    checkpoint_dir: str = ""  # empty: among podman's files
     canary: bool | Question = True
     canary_prompt: str = CANARY_PROMPT
     tier: Tier = Tier.CHECKPOINT
@@ -389,6 +392,8 @@ class _Reader(Nodes):
                     values[name] = Reach(self.choice(node, name, list(Reach)))
                 case "health":
                     values[name] = self._path_of_request(node, name)
+                case "checkpoint_dir":
+                    values[name] = "" if node.tag == NULL else self._directory(node, name)
                 case "canary":
                     values[name] = self._canary(node)
                 case _:
@@ -422,6 +427,16 @@ class _Reader(Nodes):
             return Question(path)
         body = self.json(asked["body"], "the body of canary")
         return Question(path, json.dumps(body, ensure_ascii=False))
+
+    def _directory(self, node: yaml.Node, what: str) -> str:
+        text = self.text(node, what)
+        path = PurePosixPath(text)
+        if not path.is_absolute() or ".." in path.parts:
+            raise self.error(node, f"{what} must be an absolute path, not {text!r}")
+        hidden = next((each for each in HIDDEN if path.is_relative_to(each)), None)
+        if hidden is not None:
+            raise self.error(node, f"{what} must not be below {hidden}: llmuxd sees none of that")
+        return str(path)
 
     def _path_of_request(self, node: yaml.Node, what: str) -> str:
         text = self.text(node, what)

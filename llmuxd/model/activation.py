@@ -61,6 +61,7 @@ class Activation:
     seconds: float
     why_cold: str = ""
     snapshot: Snapshot = Snapshot.LIVE
+    checkpoint_dir: str = ""
     canary: bool = False
     canary_prompt: str = CANARY_PROMPT
     question: Question | None = None
@@ -90,6 +91,7 @@ class Activation:
                 seconds=float(str(raw["seconds"])),
                 why_cold=str(raw.get("why_cold", "")),
                 snapshot=Snapshot(str(raw.get("snapshot", Snapshot.LIVE))),
+                checkpoint_dir=str(raw.get("checkpoint_dir", "")),
                 canary=bool(raw.get("canary")),
                 canary_prompt=str(raw.get("canary_prompt", CANARY_PROMPT)),
                 question=Question.from_json(raw.get("question")),

@@ -36,6 +36,15 @@ def processes(directory: Path) -> list[int]:
     return pids
 
 
+def resident(directory: Path) -> int:
+    """The resident memory of all its processes, in bytes; what two of them share counts twice."""
+    pages = 0
+    for pid in processes(directory):
+        with contextlib.suppress(OSError):
+            pages += int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
 def of_unit(unit: str) -> Path | None:
     """The cgroup of a systemd unit, None where it does not run; CommandFailed without systemd."""
     show = ["systemctl", "show", "--property=ControlGroup", "--value", "--", unit]

@@ -29,6 +29,7 @@ class Checkpoint:
     when the image was taken; empty where it was not asked. `back` are the requests that wake an
     engine which sleeps in the image (vllm.py); `slept_badly`: it did not fall asleep, or did not
     wake up. `live`: it holds what the server has come to since its start, as no other image does.
+    `directory` is podman's; `place` is where that leads to (place.py), empty where it is none such.
     `invalid` says why it must not be restored; empty for a good one.
     """
 
@@ -47,6 +48,7 @@ class Checkpoint:
     back: tuple[str, ...] = ()
     slept_badly: bool = False
     live: bool = False
+    place: str = ""
     invalid: str = ""
 
     @property
@@ -113,6 +115,7 @@ class Checkpoint:
                 back=files.texts(raw.get("back")),
                 slept_badly=bool(raw.get("slept_badly")),
                 live=bool(raw.get("live")),
+                place=str(raw.get("place", "")),
                 invalid=str(raw.get("invalid", "")),
             )
         except (KeyError, TypeError, ValueError):

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ..config import Sleep, Snapshot
 from ..events import Event, about
-from . import canary, cgroup, identity, vllm
+from . import canary, cgroup, identity, place, vllm
 from .activation import RELEASED, Activation
 from .checkpoint import Checkpoint, disk_usage, manifest, now
 from .container import Container, Facts, empty_directory
@@ -72,6 +72,10 @@ def write(
     `tell` hears RELEASED once the container is gone and only the disk is still at work.
     """
     before = Checkpoint.load(activation.model)
+    directory = facts.checkpoint_directory
+    place.prepare(
+        directory, activation.checkpoint_dir, activation.model, _expected(activation, before)
+    )
     record = Checkpoint(
         model=activation.model,
         container_id=facts.id,
@@ -80,8 +84,9 @@ def write(
         taken_at=now(),
         seconds=0.0,
         size=0,
-        directory=str(facts.checkpoint_directory),
+        directory=str(directory),
         live=activation.snapshot is Snapshot.LIVE,
+        place=str(directory.resolve()) if directory.is_symlink() else "",
     )
     kept = _set_aside(record, before)
     if not kept:
@@ -94,17 +99,17 @@ def write(
         with watch.part("sleep"):
             back = _let_go(activation, before)
         with watch.part("dump"):
-            container.checkpoint(facts.checkpoint_directory)
+            container.checkpoint(directory)
         tell(RELEASED)
         with watch.part("sync"):
-            _sync(facts.checkpoint_directory)
-        size, seconds = disk_usage(facts.checkpoint_directory), watch.move().seconds
+            _sync(directory)
+        size, seconds = disk_usage(directory), watch.move().seconds
         # Should it be too large to be kept, the next one is not even written.
         record = replace(record, seconds=seconds, size=size)
         room.hold(size)
         replace(
             record,
-            manifest=manifest(facts.checkpoint_directory),
+            manifest=manifest(directory),
             canary=answer,
             canary_prompt=activation.canary_prompt,
             question=activation.question,
@@ -116,7 +121,7 @@ def write(
         written = Written.NEW
     except (CommandFailed, OSError, WrongAnswer, NoRoom, SleptBadly) as error:
         written = _failed(record, error)
-    settle(facts.checkpoint_directory, Checkpoint.load(activation.model))
+    settle(directory, Checkpoint.load(activation.model))
     return written
 
 
@@ -186,6 +191,13 @@ def _aside(directory: Path) -> Path:
     """Beside where `directory` really is, so that a rename is all it takes."""
     place = directory.resolve()
     return place.with_name(f"{place.name}.before")
+
+
+def _expected(activation: Activation, before: Checkpoint | None) -> int:
+    """Bytes that the image will take, as far as anybody knows: as the last one, or its memory."""
+    if before is not None and before.size:
+        return before.size
+    return cgroup.resident(Path(activation.payload)) if activation.payload else 0
 
 
 def _here(facts: Facts, activation: Activation) -> identity.Identity:

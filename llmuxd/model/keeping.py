@@ -15,7 +15,7 @@ from pathlib import Path
 from .. import names
 from ..config import Config, ModelConfig
 from ..events import Event, about
-from . import cgroup
+from . import cgroup, place
 from .activation import Activation, Busy, one_at_a_time
 from .checkpoint import Checkpoint, disk_usage, recorded, used_at
 from .container import Container
@@ -149,6 +149,7 @@ def discard(record: Checkpoint) -> None:
     """Remove the image and its container. Busy, or InUse, where the model is not at rest."""
     with at_rest(record.model) as container:
         container.remove()
+        place.remove(record)
 
 
 def _make_room_by(record: Checkpoint, why: str) -> None:

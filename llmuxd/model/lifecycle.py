@@ -15,7 +15,7 @@ import sdnotify
 
 from ..config import ModelConfig, Snapshot
 from ..events import Event, about
-from . import canary, cgroup, freezer, imaging, parking, resident, vllm
+from . import canary, cgroup, freezer, imaging, parking, place, resident, vllm
 from .activation import (
     RELEASED,
     Activation,
@@ -89,6 +89,7 @@ class Lifecycle:
             seconds=seconds,
             why_cold=running.why_cold,
             snapshot=self._model.snapshot,
+            checkpoint_dir=self._model.checkpoint_dir,
             canary=canary.is_asked(self._model),
             canary_prompt=self._model.canary_prompt,
             question=canary.question_of(self._model),
@@ -249,6 +250,8 @@ class Lifecycle:
             return
         log.info("removing what is left of the container %s", self._container.name)
         self._container.remove()
+        if record is not None:
+            place.remove(record)
 
     def _awake(self, activation: Activation, watch: Stopwatch) -> bool:
         """Have it back from memory: the image of one that is parked has not been seen to work."""

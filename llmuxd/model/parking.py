@@ -5,7 +5,6 @@ It happens in the unit, by its ExecReload: `systemctl reload` of a parked model 
 no GPU is just frozen.
 """
 
-import contextlib
 import logging
 import os
 from dataclasses import asdict, dataclass, replace
@@ -86,7 +85,8 @@ def park(activation: Activation, watch: Stopwatch) -> None:
     except freezer.NotFrozen as error:
         _put_back(activation)
         raise CannotPark(f"its container cannot be frozen: {error}") from None
-    replace(parked, whole=True, held=_held(Path(activation.payload))).save(activation.model)
+    held = cgroup.resident(Path(activation.payload))
+    replace(parked, whole=True, held=held).save(activation.model)
     log.info("parked", extra=about(Event.MODEL_PARKED, phase="park"))
 
 
@@ -166,15 +166,6 @@ def _take_up(activation: Activation, nap: vllm.Nap) -> None:
         log.error("the engine does not wake up again: %s", error)
     else:
         Parked.forget(activation.model)
-
-
-def _held(payload: Path) -> int:
-    """The resident memory of all its processes; what two of them share counts twice."""
-    pages = 0
-    for pid in cgroup.processes(payload):
-        with contextlib.suppress(OSError):
-            pages += int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def _processes() -> list[int]:

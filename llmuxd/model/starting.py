@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..config import ModelConfig
 from ..events import Event, about
-from . import canary, cgroup, engine, identity, imaging, port, vllm
+from . import canary, cgroup, engine, identity, imaging, place, port, vllm
 from .activation import Way
 from .checkpoint import Checkpoint
 from .container import Container
@@ -213,5 +213,7 @@ def _payload(pid: int, conmon: int) -> str:
 def void_checkpoint(model: str, reason: str) -> None:
     """The container goes, and its image with it; the record says why."""
     record = Checkpoint.load(model)
-    if record is not None and not record.invalid:
-        record.invalidate(reason)
+    if record is not None:
+        place.remove(record)
+        if not record.invalid:
+            record.invalidate(reason)

@@ -83,7 +83,7 @@ def test_every_setting_can_be_written() -> None:
         "image: j, engine: llama-server, args: [x], env: {A: '1'}, volumes: [/a:/b],"
         "gpus: [2, 0], devices: [/dev/kfd], podman_args: [--init], aliases: [z], port: 1,"
         "health: /live, shm_size: 1g, start_timeout: 1.5, checkpoint: false,"
-        "snapshot: live, canary: false, canary_prompt: Once, tier: park,"
+        "snapshot: live, checkpoint_dir: /srv/x, canary: false, canary_prompt: Once, tier: park,"
         "image_sleep: kv, park_sleep: 2,"
         "vram: 1.5GiB, pin: true, preload: true,"
         "priority: -2, max_wait: 3, min_active: 4, ttl: 5, queue_limit: 6, request_timeout: 7,"
@@ -93,6 +93,7 @@ def test_every_setting_can_be_written() -> None:
     assert model == ModelConfig(
         "a", "j", Engine.LLAMA_SERVER, ("x",), (("A", "1"),), ("/a:/b",), (2, 0), ("/dev/kfd",),
         ("--init",), ("z",), 1, "/live", "1g", 1.5, checkpoint=False, snapshot=Snapshot.LIVE,
+        checkpoint_dir="/srv/x",
         canary=False, canary_prompt="Once", tier=Tier.PARK,
         image_sleep=Sleep.KV, park_sleep=Sleep.LEVEL_2,
         vram=3 << 29, pin=True, preload=True, priority=-2,
@@ -213,6 +214,9 @@ def test_env_keeps_its_text_and_its_order() -> None:
         ("models: {a: {image: i, canary: {path: /x, body: {a: 1, a: 2}}}}\n", "1:56", "twice"),
         ("models: {a: {image: i, canary: {path: /x, body: &b [*b]}}}\n", "1:49", "more than 300"),
         ("models: {a: {image: i, canary: yes}}\n", "1:32", "true or false, not 'yes'"),
+        ("models: {a: {image: i, checkpoint_dir: x}}\n", "1:40", "must be an absolute path"),
+        ("models: {a: {image: i, checkpoint_dir: /a/../tmp}}\n", "1:40", "an absolute path"),
+        ("models: {a: {image: i, checkpoint_dir: /tmp/x}}\n", "1:40", "must not be below /tmp"),
         ("queue_limit: 0\nmodels: {a: {image: i}}\n", "1:14", "1 or more"),
         ("checkpoint_limit: 0\nmodels: {a: {image: i}}\n", "1:19", "1 or more"),
         ("checkpoint_space: 9\nmodels: {a: {image: i}}\n", "1:19", "a size such as 20GiB"),
@@ -322,7 +326,7 @@ CHANGES: dict[str, object] = {
 KEPT: dict[str, object] = {
     "aliases": ("x",), "start_timeout": 1.0, "checkpoint": False, "health": "/live",
     "restore_timeout": 2.0, "engine": Engine.GENERIC, "snapshot": Snapshot.LIVE, "canary": False,
-    "canary_prompt": "x",
+    "canary_prompt": "x", "checkpoint_dir": "/x",
     "tier": Tier.PARK, "vram": 1, "pin": True, "preload": True, "priority": 1, "max_wait": 1.0,
     "min_active": 1.0, "ttl": 1.0, "queue_limit": 1, "request_timeout": 1.0, "drain_timeout": 1.0,
     "image_sleep": Sleep.LEVEL_1, "park_sleep": Sleep.OFF,

@@ -3,8 +3,12 @@
 
 import http.client
 import json
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from llmuxd import names
 
@@ -22,6 +26,7 @@ from .guest import (
     record,
     sh,
     state,
+    stop_everything,
     two_fakes,
 )
 
@@ -34,6 +39,17 @@ def _pristine(**more: Any) -> None:
             for name in (OPT, QWEN)
         }
     )
+
+
+@pytest.fixture
+def tmpfs() -> Iterator[Path]:
+    """Where one may be mounted, and is not any more."""
+    directory = Path("/srv/llmux-images")
+    directory.mkdir(mode=0o700)
+    yield directory
+    stop_everything()
+    sh("umount", str(directory), check=False)
+    shutil.rmtree(directory)
 
 
 def _files(model: str) -> dict[str, int]:
@@ -177,6 +193,51 @@ def test_no_more_images_are_kept_than_may_be() -> None:
     _, said = fails("llmuxctl", "checkpoint", QWEN)
     assert "checkpoint_space is 0.0 GB" in said
     assert image(OPT).exists() and image("third").exists()
+
+
+def test_images_may_lie_in_a_directory_of_their_own(tmpfs: Path) -> None:
+    _pristine(checkpoint_dir=str(tmpfs))
+    sh("mount", "-t", "tmpfs", "-o", "mode=0700,size=1g", "images", str(tmpfs))
+    sh("llmuxctl", "warmup", OPT)
+    place = tmpfs / names.container(OPT)
+    assert image(OPT).resolve() == place and (place / "inventory.img").exists()
+    assert complete(OPT).text
+    assert "cold start" not in journal(names.unit(OPT)).replace("cold start: there is no", "")
+    # It stays where it is for as long as it is good; the next one lies where it is to.
+    _pristine()
+    sh("llmuxctl", "checkpoint", OPT)
+    assert image(OPT).resolve() == place
+    sh("llmuxctl", "switch", OPT)
+    sh("llmuxctl", "stop", OPT)
+    assert list(tmpfs.iterdir()) == []
+    sh("llmuxctl", "warmup", OPT)
+    assert not image(OPT).is_symlink() and image(OPT).exists()
+
+
+def test_a_directory_that_is_gone_means_a_cold_start(tmpfs: Path) -> None:
+    sh("mount", "-t", "tmpfs", "-o", "mode=0700,size=1g", "images", str(tmpfs))
+    _pristine(checkpoint_dir=str(tmpfs))
+    sh("llmuxctl", "warmup", OPT)
+    sh("umount", str(tmpfs))
+    assert complete(OPT).text
+    assert "the image is missing from" in journal(names.unit(OPT))
+    sh("llmuxctl", "checkpoint", OPT)
+    # The directory below the mount does as well.
+    assert image(OPT).resolve().parent == tmpfs
+    assert complete(OPT).text
+
+
+def test_a_directory_that_cannot_be_used_is_said_to_be(tmpfs: Path) -> None:
+    _pristine(checkpoint_dir=str(tmpfs))
+    tmpfs.chmod(0o777)
+    sh("llmuxctl", "warmup", OPT)
+    assert f"others than root may write to {tmpfs}" in journal(names.unit(OPT))
+    tmpfs.chmod(0o700)
+    sh("mount", "-t", "tmpfs", "-o", "mode=0700,size=1m", "images", str(tmpfs))
+    sh("llmuxctl", "warmup", QWEN)
+    assert "it has 0.0 GB free" in journal(names.unit(QWEN))
+    for name in (OPT, QWEN):
+        assert not image(name).is_symlink() and complete(name).text
 
 
 def test_the_image_of_a_model_that_left_the_configuration_goes() -> None:
