@@ -3,6 +3,7 @@
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from functools import cached_property
@@ -33,6 +34,16 @@ NOT_OF_CONTAINER = frozenset(
         "served_name", "snapshot", "start_timeout", "tier", "ttl", "vram",
     }
 )  # fmt: skip
+# The keys that say what a container is made of; a unit that serves a model has none.
+OF_CONTAINER = frozenset(
+    {
+        "args", "checkpoint", "checkpoint_dir", "env", "image", "image_sleep", "network",
+        "podman_args", "privileged", "read_only", "restore_timeout", "shm_size", "snapshot",
+        "volumes",
+    }
+)  # fmt: skip
+# systemd.unit(5); no template, and none of ours.
+_UNIT = re.compile(r"[A-Za-z0-9:_.\\-]+(?:@[A-Za-z0-9:_.\\-]+)?\.service")
 # The number of the way in which container.py turns a definition into podman's flags: 1 had none of
 # its locks, 2 was in podman's network with all others, 3 reached from its own whatever the host
 # does. A checkpoint of another number is not restored.
@@ -48,6 +59,7 @@ class Engine(StrEnum):
     VLLM = "vllm"
     LLAMA_SERVER = "llama-server"
     GENERIC = "generic"
+    UNIT = "unit"  # another unit of systemd, no container
 
 
 class Reach(StrEnum):
@@ -145,6 +157,7 @@ class ModelConfig:
     privileged: bool = False
     read_only: bool = False
     network: Reach = Reach.INTERNET
+    unit: str = ""
 
     @property
     def engine_name(self) -> str:
@@ -319,9 +332,13 @@ class _Reader(Nodes):
         for key, _ in entries:
             self._check_name(key, key.value)
             taken[key.value] = key.value
+        units: dict[str, str] = {}
         for key, value in entries:
-            settings = defaults | self._settings(value, f"model {key.value!r}")
+            own = self._settings(value, f"model {key.value!r}")
+            settings = self._of_unit(key, own, defaults) or defaults | own
             model = self._model(key, settings)
+            if model.unit and units.setdefault(model.unit, model.name) != model.name:
+                raise self.error(settings["unit"], f"{model.unit} is {units[model.unit]!r} already")
             for alias in model.aliases:
                 self._check_name(settings["aliases"], alias)
                 if alias in taken:
@@ -347,14 +364,33 @@ class _Reader(Nodes):
         known = [f.name for f in fields(ModelConfig) if f.name != "name" and f.name not in exclude]
         return self.mapping(node, what, known)
 
+    def _of_unit(
+        self, key: yaml.Node, own: dict[str, yaml.Node], defaults: dict[str, yaml.Node]
+    ) -> dict[str, yaml.Node] | None:
+        """The settings of a model that another unit serves; None of any other.
+
+        What the defaults say of containers is not for it.
+        """
+        settings = defaults | own
+        engine = settings.get("engine")
+        if engine is None or self.choice(engine, "engine", list(Engine)) != Engine.UNIT:
+            if "unit" in settings:
+                raise self.error(settings["unit"], "unit is for engine: unit only")
+            return None
+        if "unit" not in own:
+            raise self.error(key, "engine: unit needs a 'unit:'", "such as unit: ollama.service")
+        for name in OF_CONTAINER & own.keys():
+            raise self.error(own[name], f"{name} is for containers, and engine: unit has none")
+        return {name: node for name, node in settings.items() if name not in OF_CONTAINER}
+
     def _model(self, key: yaml.ScalarNode, settings: dict[str, yaml.Node]) -> ModelConfig:
-        if "image" not in settings:
+        values: dict[str, object] = {"image": ""}
+        if "unit" in settings:
+            values["checkpoint"] = False
+        elif "image" not in settings:
             raise self.error(key, f"model {key.value!r} has no 'image:', nor have the defaults")
-        image = self.text(settings["image"], "image")
-        if not image:
+        elif not self.text(settings["image"], "image"):
             raise self.error(settings["image"], "image must not be empty")
-        model = ModelConfig(name=key.value, image=image)
-        values: dict[str, object] = {}
         for name, node in settings.items():
             match name:
                 case "args" | "volumes" | "podman_args" | "aliases" | "devices":
@@ -392,13 +428,15 @@ class _Reader(Nodes):
                     values[name] = Reach(self.choice(node, name, list(Reach)))
                 case "health":
                     values[name] = self._path_of_request(node, name)
+                case "unit":
+                    values[name] = self._unit(node)
                 case "checkpoint_dir":
                     values[name] = "" if node.tag == NULL else self._directory(node, name)
                 case "canary":
                     values[name] = self._canary(node)
                 case _:
                     values[name] = self.text(node, name)
-        return ModelConfig(**{"name": model.name, **values})  # type: ignore[arg-type]
+        return ModelConfig(**{"name": key.value, **values})
 
     def _env(self, node: yaml.Node) -> tuple[tuple[str, str], ...]:
         pairs = []
@@ -427,6 +465,14 @@ class _Reader(Nodes):
             return Question(path)
         body = self.json(asked["body"], "the body of canary")
         return Question(path, json.dumps(body, ensure_ascii=False))
+
+    def _unit(self, node: yaml.Node) -> str:
+        text = self.text(node, "unit")
+        if len(text) > names.MAX_UNIT_BYTES or not _UNIT.fullmatch(text):
+            raise self.error(node, f"unit must be a service such as ollama.service, not {text!r}")
+        if text.startswith("llmux"):
+            raise self.error(node, f"{text} is llmuxd's own")
+        return text
 
     def _directory(self, node: yaml.Node, what: str) -> str:
         text = self.text(node, what)

@@ -4,6 +4,7 @@
 from pathlib import Path
 
 from .. import names
+from ..model import mirrored
 
 PROC = Path("/proc")
 
@@ -16,12 +17,14 @@ def name(pid: int) -> str:
 
 
 def model(pid: int) -> str | None:
-    """The model of the unit that the process runs in; None where it runs in none."""
+    """The model of the unit that the process runs in, or that this unit serves; None without."""
     for line in _read(pid, "cgroup").splitlines():
         # On hybrid hosts systemd's own hierarchy has the units too.
         _, _, path = line.split(":", 2)
         for part in path.split("/"):
             found = names.from_unit(part)
+            if found is None and part.endswith(".service"):
+                found = mirrored.model_of(part)
             if found is not None:
                 return found
     return None

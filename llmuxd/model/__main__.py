@@ -11,9 +11,11 @@ import sdnotify
 from .. import accepted, config, journal, names, stored
 from ..errors import LlmuxError, NoSuchModel
 from ..events import Event, about
-from . import sweeping
+from . import mirrored, sweeping
+from .attending import Attending, DiedAlone
 from .keeping import Limits
-from .lifecycle import DiedAlone, Lifecycle
+from .lifecycle import Lifecycle
+from .mirroring import Mirror
 from .parking import CannotPark, CannotWake
 from .process import CommandFailed
 from .starting import StartFailed
@@ -45,8 +47,14 @@ def main() -> int:
         sdnotify.SystemdNotifier().notify(f"STATUS=failed: {error}")
         log.error("%s", error)
         return 2
-    lifecycle = Lifecycle(model, lambda: _limits(arguments.config))
-    return _run(arguments.verb, lifecycle, arguments.config)
+    return _run(arguments.verb, _attending(model, arguments.config), arguments.config)
+
+
+def _attending(model: config.ModelConfig, path: Path | None) -> Attending:
+    """Another unit's mirror where it is, or was started as, one."""
+    if model.unit or (not model.image and mirrored.unit_of(model.name)):
+        return Mirror(model)
+    return Lifecycle(model, lambda: _limits(path))
 
 
 def _model(name: str, path: Path | None, verb: str) -> config.ModelConfig:
@@ -73,33 +81,33 @@ def _limits(path: Path | None) -> Limits:
         return Limits()
 
 
-def _start(lifecycle: Lifecycle, path: Path | None) -> None:
-    running = lifecycle.start()
+def _start(attending: Attending, path: Path | None) -> None:
+    watched = attending.start()
     # Nobody waits any more, but for the next park.
     try:
         sweeping.sweep(_load(path).models)
     except LlmuxError as error:
         log.info("no image was looked for that is of no use: %s", error)
-    if running.why_cold:
+    if attending.was_cold:
         # It took its time anyway.
         sweeping.sweep_networks()
-    lifecycle.stay(running)
+    attending.stay(watched)
 
 
-def _run(verb: str, lifecycle: Lifecycle, path: Path | None) -> int:
+def _run(verb: str, attending: Attending, path: Path | None) -> int:
     try:
         match verb:
             case "start":
-                _start(lifecycle, path)
+                _start(attending, path)
             case "stop":
-                lifecycle.stop()
+                attending.stop()
             case "reload":
-                lifecycle.reload()
+                attending.reload()
             case _:
-                lifecycle.clean_up()
+                attending.clean_up()
     except (StartFailed, DiedAlone, CommandFailed, CannotPark, CannotWake) as error:
         if verb == "start" or isinstance(error, DiedAlone):
-            lifecycle.tell(f"failed: {error}")
+            attending.tell(f"failed: {error}")
         log.error("%s", error, extra=about(_EVENTS.get(type(error)), phase=verb))
         return 1
     return 0

@@ -47,7 +47,8 @@ class Activation:
     """One run. `port` is on 127.0.0.1; `seconds` is from ExecStart's begin to health, or, since it
     was parked, what its coming back took.
 
-    `payload` is the directory of the container's own cgroup; empty where it has none. From
+    `payload` is the directory of the container's own cgroup; empty where it has none. `unit` is the
+    other unit that serves the model (mirroring.py), whose cgroup `payload` is then. From
     `definition` to `devices` it is what the configuration said when it was started: the file
     may say something else, or be gone, by the time it is stopped.
     """
@@ -69,6 +70,7 @@ class Activation:
     image_sleep: Sleep = Sleep.OFF
     park_sleep: Sleep = Sleep.OFF
     payload: str = ""
+    unit: str = ""
 
     def save(self) -> None:
         """Publish it for llmuxd."""
@@ -99,6 +101,7 @@ class Activation:
                 image_sleep=Sleep(str(raw.get("image_sleep", Sleep.OFF))),
                 park_sleep=Sleep(str(raw.get("park_sleep", Sleep.OFF))),
                 payload=str(raw.get("payload", "")),
+                unit=str(raw.get("unit", "")),
             )
         except (KeyError, ValueError):
             return None

@@ -8,14 +8,11 @@ nothing that holds the GPU, a port or half a container is left, whoever died and
 import logging
 import os
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
-
-import sdnotify
 
 from ..config import ModelConfig, Snapshot
 from ..events import Event, about
-from . import canary, cgroup, freezer, imaging, parking, place, resident, vllm
+from . import canary, cgroup, freezer, imaging, parking, place, vllm
 from .activation import (
     RELEASED,
     Activation,
@@ -31,6 +28,7 @@ from .activation import (
     take_park_order,
     was_kept,
 )
+from .attending import Attending, DiedAlone
 from .checkpoint import Checkpoint, mark_used
 from .container import Container, Facts
 from .imaging import Written
@@ -44,24 +42,16 @@ log = logging.getLogger("llmux-model")
 PODMAN_MARGIN = 600.0
 
 
-class DiedAlone(Exception):
-    """The container ended without an order."""
-
-
-class Lifecycle:
-    """One model, as its unit's commands see it. `limits` are asked for before a dump."""
+class Lifecycle(Attending):
+    """A model in a container. `limits` are asked for before a dump."""
 
     def __init__(self, model: ModelConfig, limits: Callable[[], Limits] = Limits):
+        super().__init__(model.name)
         self._model = model
         self._container = Container(model)
         self._limits = limits
-        self._notify = sdnotify.SystemdNotifier().notify
 
-    def tell(self, text: str) -> None:
-        """What `systemctl status` shows of the unit."""
-        self._notify(f"STATUS={text}")
-
-    def start(self) -> Running:
+    def start(self) -> int:
         """Bring the model to health and hand the unit's main process over to conmon."""
         watch = Stopwatch("start")
         limit = self._model.start_timeout + 2 * self._model.restore_timeout + PODMAN_MARGIN
@@ -75,7 +65,8 @@ class Lifecycle:
         mark_used(self._model.name)
         status = f"serving ({move.way}, {move.seconds:.2f} s)"
         self._notify(f"MAINPID={running.conmon_pid}\nREADY=1\nSTATUS={status}")
-        return running
+        self.was_cold = bool(running.why_cold)
+        return running.conmon_pid
 
     def _activation(self, running: Running, seconds: float) -> Activation:
         return Activation(
@@ -99,7 +90,7 @@ class Lifecycle:
         )
 
     def stop(self) -> None:
-        """End the model as ordered; by default with a checkpoint."""
+        """By default with a checkpoint."""
         order = take_leave_order(self._model.name)
         facts = self._container.inspect()
         if facts is None or not facts.running:
@@ -161,59 +152,8 @@ class Lifecycle:
         with watch.part("stop"):
             self._container.stop()
 
-    def reload(self) -> None:
-        """Park the model if that was ordered; else bring it back if it is parked."""
-        activation = Activation.load(self._model.name)
-        if activation is None:
-            return
-        if take_park_order(self._model.name):
-            self._park(activation)
-        else:
-            self._wake(activation)
-
-    def stay(self, running: Running) -> None:
-        """After the start: park and wake the model when llmuxd asks, for as long as it runs."""
-        resident.stay(self._model.name, running.conmon_pid, self._answer)
-
-    def _answer(self, verb: str) -> str:
-        """Do what llmuxd asks; `done`, or why not."""
-        activation = Activation.load(self._model.name)
-        if activation is None:
-            return "failed: it does not run"
-        try:
-            match verb:
-                case "park":
-                    self._park(activation)
-                case "wake":
-                    self._wake(activation)
-                case _:
-                    return f"failed: there is no {verb!r}"
-        except parking.CannotPark as error:
-            log.error("%s", error, extra=about(Event.PARK_FAILED, phase=verb))
-            return f"failed: {error}"
-        except parking.CannotWake as error:
-            log.error("%s", error, extra=about(Event.WAKE_FAILED, phase=verb))
-            return f"failed: {error}"
-        return "done"
-
-    def _park(self, activation: Activation) -> None:
-        with one_at_a_time(self._model.name):
-            watch = Stopwatch("park")
-            parking.park(activation, watch)
-            watch.move().save(self._model.name, Direction.OUT)
-            self.tell("parked")
-
-    def _wake(self, activation: Activation) -> None:
-        with one_at_a_time(self._model.name):
-            watch = Stopwatch("resume")
-            if parking.wake(activation, watch):
-                move = watch.move()
-                replace(activation, way=Way.RESUME, seconds=move.seconds).save()
-                move.save(self._model.name, Direction.IN)
-                self.tell("serving (resumed)")
-
     def clean_up(self) -> None:
-        """After the unit's end: leave nothing behind. DiedAlone where nobody had ordered it."""
+        """What an ordered stop left with a good image is kept, and nothing else."""
         name = self._model.name
         ordered, kept = stopping_mark(name).exists(), was_kept(name)
         started = Activation.load(name) is not None

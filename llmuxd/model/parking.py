@@ -12,7 +12,7 @@ from pathlib import Path
 
 from .. import files
 from ..events import Event, about
-from . import canary, cgroup, freezer, gpu, vllm
+from . import canary, cgroup, freezer, gpu, signals, vllm
 from .activation import Activation, parked_path
 from .moves import Stopwatch
 from .server import WrongAnswer
@@ -81,7 +81,7 @@ def park(activation: Activation, watch: Stopwatch) -> None:
     parked.save(activation.model)
     try:
         with watch.part("freeze"):
-            freezer.freeze(Path(activation.payload))
+            _hold_still(activation)
     except freezer.NotFrozen as error:
         _put_back(activation)
         raise CannotPark(f"its container cannot be frozen: {error}") from None
@@ -105,8 +105,19 @@ def wake(activation: Activation, watch: Stopwatch) -> bool:
 
 def thaw(activation: Activation) -> None:
     """Let a parked container hear signals, as far as there is one."""
-    if activation.payload and Parked.load(activation.model) is not None:
+    if not activation.payload or Parked.load(activation.model) is None:
+        return
+    if activation.unit:
+        signals.proceed(Path(activation.payload))
+    else:
         freezer.thaw(Path(activation.payload))
+
+
+def _hold_still(activation: Activation) -> None:
+    if activation.unit:
+        signals.stop(Path(activation.payload))
+    else:
+        freezer.freeze(Path(activation.payload))
 
 
 def _leave_gpu(activation: Activation, watch: Stopwatch) -> Parked:
@@ -124,7 +135,7 @@ def _leave_gpu(activation: Activation, watch: Stopwatch) -> Parked:
             vllm.let_go(activation.port, nap)
         with watch.part("suspend"):
             driver = gpu.Driver()
-            found = gpu.find(driver, _processes())
+            found = gpu.find(driver, _processes(activation))
             gpu.suspend(driver, list(found), STEP_LIMIT)
     except WrongAnswer as error:
         Parked.forget(activation.model)
@@ -140,7 +151,7 @@ def _return_to_gpu(activation: Activation, parked: Parked, watch: Stopwatch) -> 
     try:
         with watch.part("resume"):
             driver = gpu.Driver()
-            gpu.resume(driver, list(gpu.find(driver, _processes())), STEP_LIMIT)
+            gpu.resume(driver, list(gpu.find(driver, _processes(activation))), STEP_LIMIT)
         with watch.part("wake"):
             vllm.take_up(activation.port, parked.back)
         with watch.part("canary"):
@@ -168,6 +179,6 @@ def _take_up(activation: Activation, nap: vllm.Nap) -> None:
         Parked.forget(activation.model)
 
 
-def _processes() -> list[int]:
-    unit = cgroup.own_unit()
+def _processes(activation: Activation) -> list[int]:
+    unit = Path(activation.payload) if activation.unit else cgroup.own_unit()
     return [pid for pid in cgroup.processes(unit) if pid != os.getpid()] if unit else []

@@ -106,7 +106,7 @@ def test_every_setting_can_be_written() -> None:
     never_set = {
         f.name for f in fields(model) if getattr(model, f.name) == getattr(defaults, f.name)
     }
-    assert never_set <= {"name", "restore_timeout"}
+    assert never_set <= {"name", "restore_timeout", "unit"}
 
 
 @pytest.mark.parametrize(
@@ -136,6 +136,13 @@ def test_a_canary_may_be_a_request_of_its_own() -> None:
     assert one(f"canary: {{path: /x, body: {{a: {huge}, b: 1e999, c: .5}}}}").canary == Question(
         "/x", f'{{"a": "{huge}", "b": "1e999", "c": ".5"}}'
     )
+
+
+def test_a_model_may_be_another_unit() -> None:
+    text = "engine: unit, unit: ollama@a.service, port: 11434, tier: park, vram: 8GiB"
+    model = one(text, "args: [x], checkpoint: true, snapshot: live, ttl: 5")
+    assert (model.unit, model.port, model.ttl) == ("ollama@a.service", 11434, 5.0)
+    assert (model.image, model.args, model.checkpoint) == ("", (), False)
 
 
 def test_the_queue_of_all_has_a_limit_of_its_own() -> None:
@@ -217,6 +224,14 @@ def test_env_keeps_its_text_and_its_order() -> None:
         ("models: {a: {image: i, checkpoint_dir: x}}\n", "1:40", "must be an absolute path"),
         ("models: {a: {image: i, checkpoint_dir: /a/../tmp}}\n", "1:40", "an absolute path"),
         ("models: {a: {image: i, checkpoint_dir: /tmp/x}}\n", "1:40", "must not be below /tmp"),
+        ("models: {a: {engine: unit}}\n", "1:10", "engine: unit needs a 'unit:'"),
+        ("models: {a: {image: i, unit: a.service}}\n", "1:30", "for engine: unit only"),
+        ("models: {a: {engine: unit, unit: a.service, args: [x]}}\n", "1:51", "has none"),
+        ("models: {a: {engine: unit, unit: a}}\n", "1:34", "a service such as"),
+        ("models: {a: {engine: unit, unit: a@.service}}\n", "1:34", "a service such as"),
+        ("models: {a: {engine: unit, unit: -x/a.service}}\n", "1:34", "a service such as"),
+        ("models: {a: {engine: unit, unit: llmuxd.service}}\n", "1:34", "llmuxd's own"),
+        ("models:\n  a: &a {engine: unit, unit: x.service}\n  b: *a\n", "2:30", "is 'a' already"),
         ("queue_limit: 0\nmodels: {a: {image: i}}\n", "1:14", "1 or more"),
         ("checkpoint_limit: 0\nmodels: {a: {image: i}}\n", "1:19", "1 or more"),
         ("checkpoint_space: 9\nmodels: {a: {image: i}}\n", "1:19", "a size such as 20GiB"),
@@ -321,7 +336,7 @@ CHANGES: dict[str, object] = {
     "name": "b", "image": "j", "args": ("x",), "env": (("A", "b"),),
     "volumes": ("/a:/b",), "gpus": (1,), "devices": ("/dev/x",), "podman_args": ("--x",),
     "port": 1, "shm_size": "1g", "privileged": True, "read_only": True,
-    "network": Reach.OPEN,
+    "network": Reach.OPEN, "unit": "b.service",
 }  # fmt: skip
 KEPT: dict[str, object] = {
     "aliases": ("x",), "start_timeout": 1.0, "checkpoint": False, "health": "/live",

@@ -7,7 +7,7 @@ import pytest
 
 from llmuxd import files
 from llmuxd.config import Sleep
-from llmuxd.model import activation, freezer, gpu, parking
+from llmuxd.model import activation, freezer, gpu, parking, signals
 from llmuxd.model.activation import Activation
 from llmuxd.model.freezer import NotFrozen
 from llmuxd.model.gpu import State
@@ -73,7 +73,7 @@ def unit(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
     files.runtime_root().mkdir(parents=True, exist_ok=True)
     cuda.process(API)
     cuda.process(CORE)
-    monkeypatch.setattr(parking, "_processes", lambda: [11, API, CORE])
+    monkeypatch.setattr(parking, "_processes", lambda _: [11, API, CORE])
     monkeypatch.setattr(gpu, "LIBRARY", str(cuda.library))
 
 
@@ -226,3 +226,15 @@ def test_a_record_that_cannot_be_read_is_none() -> None:
     activation.parked_path("a").write_text("{")
     assert Parked.load("a") is None
     assert Activation.load("a") is None
+
+
+async def test_the_processes_of_another_unit_are_stopped_and_not_frozen(
+    kernel: Freezer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(signals, "stop", lambda directory: kernel.log.append(f"stop {directory}"))
+    monkeypatch.setattr(signals, "proceed", lambda directory: kernel.log.append("proceed"))
+    run = replace(an_activation("a", 1), unit="ollama.service", payload="/ollama")
+    parking.park(run, Stopwatch("park"))
+    assert activation.is_parked("a")
+    assert parking.wake(run, Stopwatch("resume"))
+    assert kernel.log == ["stop /ollama", "proceed"]

@@ -21,12 +21,13 @@ GUESS_CPU = 4 * GIB
 
 def images(look: Look) -> list[Result]:
     """Each image is here, and its CUDA is one that the driver runs."""
-    if not look.models:
-        return [skip("image", "no model is configured")]
+    models = [model for model in look.models if not model.unit]
+    if not models:
+        return [skip("image", "no model that needs one is configured")]
     if not look.podman:
         return [skip("image", "podman does not work")]
     cuda = supported_cuda(look) if look.driver else ()
-    return [_image(look, image, cuda) for image in dict.fromkeys(m.image for m in look.models)]
+    return [_image(look, image, cuda) for image in dict.fromkeys(m.image for m in models)]
 
 
 def disk(look: Look) -> Result:

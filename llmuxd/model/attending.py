@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: MIT
+"""What a model's unit does, and in the same way for every model: it parks it and brings it back."""
+
+import logging
+from abc import ABC, abstractmethod
+from dataclasses import replace
+
+import sdnotify
+
+from ..events import Event, about
+from . import parking, resident
+from .activation import Activation, Way, one_at_a_time, take_park_order
+from .moves import Direction, Stopwatch
+
+log = logging.getLogger("llmux-model")
+
+
+class DiedAlone(Exception):
+    """What the unit watches ended without an order."""
+
+
+class Attending(ABC):
+    """One model, as its unit's commands see it. `was_cold`: its container was started anew."""
+
+    def __init__(self, name: str):
+        self._name = name
+        self.was_cold = False
+        self._notify = sdnotify.SystemdNotifier().notify
+
+    @abstractmethod
+    def start(self) -> int:
+        """Bring the model to health; the process with which it ends."""
+
+    @abstractmethod
+    def stop(self) -> None:
+        """End the model as ordered."""
+
+    @abstractmethod
+    def clean_up(self) -> None:
+        """After the unit's end: leave nothing behind. DiedAlone where nobody had ordered it."""
+
+    def tell(self, text: str) -> None:
+        """What `systemctl status` shows of the unit."""
+        self._notify(f"STATUS={text}")
+
+    def reload(self) -> None:
+        """Park the model if that was ordered; else bring it back if it is parked."""
+        activation = Activation.load(self._name)
+        if activation is None:
+            return
+        if take_park_order(self._name):
+            self._park(activation)
+        else:
+            self._wake(activation)
+
+    def stay(self, watched: int) -> None:
+        """After the start: park and wake the model when llmuxd asks, for as long as it runs."""
+        resident.stay(self._name, watched, self._answer)
+
+    def _answer(self, verb: str) -> str:
+        """Do what llmuxd asks; `done`, or why not."""
+        activation = Activation.load(self._name)
+        if activation is None:
+            return "failed: it does not run"
+        try:
+            match verb:
+                case "park":
+                    self._park(activation)
+                case "wake":
+                    self._wake(activation)
+                case _:
+                    return f"failed: there is no {verb!r}"
+        except parking.CannotPark as error:
+            log.error("%s", error, extra=about(Event.PARK_FAILED, phase=verb))
+            return f"failed: {error}"
+        except parking.CannotWake as error:
+            log.error("%s", error, extra=about(Event.WAKE_FAILED, phase=verb))
+            return f"failed: {error}"
+        return "done"
+
+    def _park(self, activation: Activation) -> None:
+        with one_at_a_time(self._name):
+            watch = Stopwatch("park")
+            parking.park(activation, watch)
+            watch.move().save(self._name, Direction.OUT)
+            self.tell("parked")
+
+    def _wake(self, activation: Activation) -> None:
+        with one_at_a_time(self._name):
+            watch = Stopwatch("resume")
+            if parking.wake(activation, watch):
+                move = watch.move()
+                replace(activation, way=Way.RESUME, seconds=move.seconds).save()
+                move.save(self._name, Direction.IN)
+                self.tell("serving (resumed)")
