@@ -68,8 +68,10 @@ def _effective(loaded: config.Config) -> dict[str, object]:
 
 def _model(model: config.ModelConfig) -> dict[str, object]:
     values = {each.name: _plain(getattr(model, each.name)) for each in fields(model)}
-    del values["name"]
-    return values | {"env": dict(model.env), "devices": list(model.device_names)}
+    values |= {"env": dict(model.env), "devices": list(model.device_names)}
+    values["checkpoint_dir"] = model.checkpoint_dir or None
+    left_out = {"name"} | (config.OF_CONTAINER if model.unit else {"unit"})
+    return {key: value for key, value in values.items() if key not in left_out}
 
 
 def _plain(value: object) -> object:

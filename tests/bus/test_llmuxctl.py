@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -307,12 +308,17 @@ async def test_config_check_says_what_is_wrong(tmp_path: Path) -> None:
 
 async def test_config_show_is_a_configuration_that_says_the_same(tmp_path: Path) -> None:
     path = tmp_path / "llmux.yaml"
-    path.write_text(GOOD)
+    others = """,
+  native: {engine: unit, unit: ollama.service, port: 11434},
+  embeds: {checkpoint_dir: /x, canary: {path: /e, body: {a: [1, 'on']}}},
+  asks: {canary: {path: /version}}}
+"""
+    path.write_text(GOOD.rstrip()[:-1] + others)
     done = await llmuxctl("config", "show", "-c", str(path))
     before, after = config.load(path), config.parse(done.out, path)
     for name, model in before.models.items():
-        assert after.models[name].definition == model.definition
-        assert after.models[name].device_names == model.device_names
+        same = replace(model, devices=model.device_names)
+        assert after.models[name] == same and same.definition == model.definition
     assert after.aliases == before.aliases
     found = yaml.safe_load(done.out)
     assert (await llmuxctl("config", "show", "--json", "-c", str(path))).json == found
