@@ -403,7 +403,7 @@ def test_podman_broken(cpu: RecordedHost) -> None:
     error = 'Error: default OCI runtime "crun" not found: invalid argument\n'
     cpu.commands["podman info --format json"] = Done(125, "", error)
     failing(cpu, "podman", 'default OCI runtime "crun" not found', "podman info")
-    told(cpu, "runtime", Status.SKIP, "podman does not say")
+    told(cpu, "runtime", Status.SKIP, "podman does not work")
     told(cpu, "image", Status.SKIP, "podman does not work")
     told(cpu, "disk", Status.SKIP, "podman does not say")
 
@@ -521,6 +521,21 @@ def test_crun_without_criu(cpu: RecordedHost) -> None:
 def test_crun_without_libcriu(cpu: RecordedHost) -> None:
     cpu.commands["ldconfig -p"] = Done(0, LDCONFIG.replace("libcriu", "libother"))
     failing(cpu, "runtime", "libcriu.so.2, which is not here", "libcriu2")
+
+
+def test_runtime_that_does_not_run(cpu: RecordedHost) -> None:
+    """podman leaves it out then."""
+    cpu.podman(podman_info(ociRuntime=None))
+    failing(cpu, "runtime", "podman finds none that works", "crun --version")
+
+
+def test_older_runtime_beside_version_1(cpu: RecordedHost) -> None:
+    cpu.podman(runtime("crun", CRUN.replace("1.28", "1.21")))
+    told(cpu, "runtime", Status.OK, "crun 1.21 with CRIU, which reads /etc/criu/default.conf")
+    cpu.files["/proc/self/cgroup"] = "1:name=systemd:/\n0::/visitors\n"
+    told(cpu, "runtime", Status.OK, "crun 1.21")
+    cpu.files["/proc/self/cgroup"] = "3:cpu,cpuset:/\n0::/visitors\n"
+    failing(cpu, "runtime", "crun 1.21 has CRIU restore version 1's cpuset", "crun to 1.26")
 
 
 def test_unknown_runtime(cpu: RecordedHost) -> None:

@@ -68,8 +68,15 @@ def runtime(look: Look) -> Result:
     """The OCI runtime can call CRIU."""
     name = look.runtime
     number = dotted(look.runtime_version)
+    if not name and not look.podman:
+        return skip("runtime", "podman does not work")
     if not name:
-        return skip("runtime", "podman does not say which it uses")
+        # As when the one that it has does not run.
+        return fail(
+            "runtime",
+            "podman finds none that works",
+            "run 'crun --version' for the cause, or install crun",
+        )
     if name == "runc":
         return ok("runtime", f"runc {number}, which reads {criu_conf.RUNC}")
     if name != "crun":
@@ -89,6 +96,13 @@ def runtime(look: Look) -> Result:
             "runtime",
             f"crun {number} needs libcriu.so.2, which is not here",
             "install it (Debian: libcriu2, Fedora and RHEL: criu-libs)",
+        )
+    if look.criu_file == criu_conf.DEFAULT and "cpuset" in ",".join(look.version_1).split(","):
+        # Such a crun asks CRIU by its API to manage cgroups, and that counts more than the file.
+        return fail(
+            "runtime",
+            f"crun {number} has CRIU restore version 1's cpuset, and no container comes back",
+            "update crun to 1.26 or newer with CRIU 4.2 or newer, or have version 2 alone",
         )
     return ok("runtime", f"crun {number} with CRIU, which reads {look.criu_file}")
 
