@@ -12,10 +12,9 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
-import pystemd.daemon
 import sdnotify
 
-from . import accepted, config, garbage, keys
+from . import accepted, config, garbage, keys, listening
 from .bus import Bus
 from .control import Control
 from .errors import ConfigInvalid, LlmuxError, NoSocket
@@ -219,9 +218,8 @@ def listening_sockets(port: int | None) -> list[socket.socket]:
     """The sockets that systemd passed, or one on 127.0.0.1:`port`."""
     if port is not None:
         return [socket.create_server(("127.0.0.1", port), backlog=BACKLOG)]
-    count = pystemd.daemon.listen_fds(True)
-    if not count:
+    sockets = listening.passed()
+    if not sockets:
         # They are another process's (sd_listen_fds(3)); ready and deaf would help nobody.
         raise NoSocket("systemd passed no socket to this process")
-    first = pystemd.daemon.LISTEN_FDS_START
-    return [socket.socket(fileno=fd) for fd in range(first, first + count)]
+    return sockets

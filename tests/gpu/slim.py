@@ -30,7 +30,8 @@ _UNUSED = (
     *(f"usr/lib/python3/dist-packages/{name}" for name in ("bs4", "html5lib", "gi", "zstandard")),
 )
 _IMPORTED = (
-    *("aiohttp", "dbus_next.aio", "pystemd.daemon", "sdnotify", "yaml", "prometheus_client"),
+    *("aiohttp", "dbus_next.aio", "pystemd.dbuslib", "sdnotify", "yaml"),
+    "prometheus_client",
     *("pip", "setuptools", "wheel", "sqlite3", "ssl", "uuid", "zoneinfo"),
 )
 # What packages of other tests bring, and a GPU host has no use for.
