@@ -76,6 +76,7 @@ class Server(web.Server):
             request_factory=self._request,
             handler_cancellation=True,
             access_log=None,
+            auto_decompress=False,
             keepalive_timeout=KEEPALIVE,
             lingering_time=LINGER,
         )

@@ -25,6 +25,7 @@ class Form:
     def __init__(self, request: web.BaseRequest, limit: int):
         body.check_length(request, limit)
         self._request = request
+        self._pieces = body.Pieces(request)
         self._limit = limit
         self._held = bytearray()
         self._size = 0
@@ -94,7 +95,7 @@ class Form:
         return found
 
     async def _more(self) -> bool:
-        chunk = await body.piece(self._request)
+        chunk = await self._pieces.next()
         if not chunk:
             self._ended = True
             return False
