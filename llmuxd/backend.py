@@ -1,8 +1,13 @@
 # SPDX-License-Identifier: MIT
 """The connection to one running model's HTTP server; lives from its activation to its leaving."""
 
+import asyncio
+import functools
+from typing import Any
+
 import aiohttp
 from aiohttp import hdrs
+from aiohttp.client_proto import ResponseHandler
 
 # Servers close idle connections after 5 s (uvicorn, cpp-httplib); a request sent on a connection
 # that the other side just closed would be lost, so ours are dropped well before.
@@ -14,6 +19,25 @@ _NOT_OURS = (hdrs.ACCEPT, hdrs.ACCEPT_ENCODING, hdrs.CONTENT_TYPE, hdrs.USER_AGE
 
 class BackendGone(ConnectionError):
     """The server left before the request was sent: it can be sent again."""
+
+
+class _Line(ResponseHandler):
+    """One connection. aiohttp keeps what comes while it is idle, and takes it for the answer to the
+    next request, whosever that is; a server that says something unasked is not asked again here.
+    """
+
+    def set_response_params(self, **params: Any) -> None:
+        """A request is about to be sent."""
+        self._payload = None
+        super().set_response_params(**params)
+
+    def data_received(self, data: bytes) -> None:
+        """Some of its answer, or what nobody asked for."""
+        answered = self._payload is not None and self._payload.is_eof()
+        if answered and data and not self._upgraded and self._payload_parser is None:
+            self.close()
+            return
+        super().data_received(data)
 
 
 class Backend:
@@ -37,8 +61,12 @@ class Backend:
         if self._closed:
             raise BackendGone("the model's server has left")
         if self._session is None:
+            connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE)
+            # There is no other way to tell it which protocol to use.
+            factory = functools.partial(_Line, loop=asyncio.get_running_loop())
+            connector._factory = factory  # type: ignore[assignment]
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE),
+                connector=connector,
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=10.0),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 auto_decompress=False,

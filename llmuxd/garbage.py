@@ -7,6 +7,8 @@ behind, since what it held is freed as soon as the last one lets go of it.
 """
 
 import gc
+import sys
+from typing import Any
 
 # Containers made more than freed before the youngest are looked through, some 2 MB of them; and
 # how many such looks come before one at the older ones, and of those before one at all.
@@ -18,3 +20,10 @@ def settle() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(*_THRESHOLDS)
+
+
+def let_go(transport: Any) -> None:
+    """Its connection is lost. Python 3.11's transport holds a method of its own, and so itself: one
+    that lived through a few of the collector's looks would stay until a look at everything."""
+    if sys.version_info < (3, 12) and hasattr(transport, "_read_ready_cb"):
+        transport._read_ready_cb = None

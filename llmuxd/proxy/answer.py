@@ -6,7 +6,6 @@ import logging
 
 import aiohttp
 from aiohttp import hdrs, web
-from multidict import CIMultiDict
 
 from ..metrics import Counts, Visit
 from ..switcher import Switcher
@@ -40,89 +39,64 @@ class Answers:
     ) -> web.StreamResponse:
         """`begun`: an event stream that the client has the head of already."""
         tail = Tail()
-        if begun is not None:
-            response = begun
-            await self._into(request, visit, upstream, begun, tail)
-        else:
-            response = await self._anew(request, visit, upstream, tail)
-        visit.prompt_tokens, visit.completion_tokens = tail.tokens()
-        return response
-
-    async def _anew(
-        self,
-        request: web.BaseRequest,
-        visit: Visit,
-        upstream: aiohttp.ClientResponse,
-        tail: Tail,
-    ) -> web.StreamResponse:
-        headers = passed(upstream.headers)
-        if self._switcher.config.response_headers:
-            self._arrivals.tell(visit, headers)
-        length = upstream.content_length
-        if length is not None and length <= _SHORT and request.method != hdrs.METH_HEAD:
-            return await _whole(upstream, headers, tail)
-        response = web.StreamResponse(
-            status=upstream.status, reason=upstream.reason, headers=headers
-        )
-        if length is not None:
-            response.content_length = length
-        await response.prepare(request)
-        await self._stream(request, visit, upstream, response, tail)
-        return response
-
-    async def _into(
-        self,
-        request: web.BaseRequest,
-        visit: Visit,
-        upstream: aiohttp.ClientResponse,
-        begun: web.StreamResponse,
-        tail: Tail,
-    ) -> None:
-        if upstream.content_type == "text/event-stream":
-            await self._stream(request, visit, upstream, begun, tail)
-            return
-        # An error, as a rule: the engine's own words, in the one form that is left.
-        body = (await _whole(upstream, CIMultiDict(), tail)).body
-        assert isinstance(body, bytes)
-        await begun.write(b"data: " + _one_line(body) + b"\n\n")
-        await begun.write_eof()
-
-    async def _stream(
-        self,
-        request: web.BaseRequest,
-        visit: Visit,
-        upstream: aiohttp.ClientResponse,
-        response: web.StreamResponse,
-        tail: Tail,
-    ) -> None:
+        response = await self._begin(request, visit, upstream) if begun is None else begun
+        whole = isinstance(response, web.Response)
+        if whole or (begun is not None and upstream.content_type != "text/event-stream"):
+            await _pass_whole(response, upstream, tail)
+            visit.prompt_tokens, visit.completion_tokens = tail.tokens
+            return response
         gaps = self._counts.gaps(visit.model)
         before = 0.0
         try:
-            async for chunk in upstream.content.iter_any():
+            while chunk := await upstream.content.readany():
                 time = now()
                 if before:
                     gaps.observe(time - before)
                 before = time
                 tail.add(chunk)
                 await response.write(chunk)
+            await response.write_eof()
         except (aiohttp.ClientError, OSError) as error:
             # The status is out: a broken stream is the only honest end.
             if request.transport is not None:
                 log.warning("%s: the stream broke: %s", request.path, cause(error))
                 request.transport.abort()
-            return
-        await response.write_eof()
+        visit.prompt_tokens, visit.completion_tokens = tail.tokens
+        return response
+
+    async def _begin(
+        self, request: web.BaseRequest, visit: Visit, upstream: aiohttp.ClientResponse
+    ) -> web.StreamResponse:
+        """The answer's head, sent already where the body is to follow in pieces."""
+        headers = passed(upstream.headers)
+        if self._switcher.config.response_headers:
+            self._arrivals.tell(visit, headers)
+        length = upstream.content_length
+        if length is not None and length <= _SHORT and request.method != hdrs.METH_HEAD:
+            return web.Response(status=upstream.status, reason=upstream.reason, headers=headers)
+        response = web.StreamResponse(
+            status=upstream.status, reason=upstream.reason, headers=headers
+        )
+        if length is not None:
+            response.content_length = length
+        await response.prepare(request)
+        return response
 
 
-async def _whole(
-    upstream: aiohttp.ClientResponse, headers: CIMultiDict[str], tail: Tail
-) -> web.Response:
+async def _pass_whole(
+    response: web.StreamResponse, upstream: aiohttp.ClientResponse, tail: Tail
+) -> None:
     try:
         body = await upstream.read()
     except (aiohttp.ClientError, OSError) as error:
         raise lost(error) from None
     tail.add(body)
-    return web.Response(status=upstream.status, reason=upstream.reason, headers=headers, body=body)
+    if isinstance(response, web.Response):
+        response.body = body
+        return
+    # An error, as a rule: the engine's own words, in the one form that is left.
+    await response.write(b"data: " + _one_line(body) + b"\n\n")
+    await response.write_eof()
 
 
 def _one_line(body: bytes) -> bytes:

@@ -52,4 +52,4 @@ class Arrivals:
 
 def _latin(name: str) -> str:
     # A header has no other letters; a name may.
-    return name.encode("latin-1", "replace").decode("latin-1")
+    return name if name.isascii() else name.encode("latin-1", "replace").decode("latin-1")

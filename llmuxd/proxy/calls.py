@@ -15,7 +15,7 @@ from .answer import Answers
 from .form import Form
 from .headers import HANDSHAKE, passed
 from .relay import Outgoing, Relay
-from .routes import READING, Route
+from .routes import READING, Kind, Route
 from .waiting import HEADER, WANTED, Waiting
 
 _UNPACKED = (hdrs.CONTENT_ENCODING.lower(),)
@@ -40,7 +40,27 @@ class Calls:
         self._switcher = switcher
         self._relay = Relay(switcher, answers)
 
-    async def api(self, call: Call) -> web.StreamResponse:
+    async def answer(self, call: Call) -> web.StreamResponse:
+        """The whole of it. What reads the request is over before the answer passes: a thousand
+        streams hold a thousand of each frame that waits for them, with what it has in hand."""
+        with call.caller.turn():
+            match call.route.kind:
+                case Kind.REALTIME:
+                    outgoing = self._realtime(call)
+                case Kind.UPSTREAM:
+                    found = await self._upstream(call)
+                    if isinstance(found, web.Response):
+                        return found
+                    outgoing = found
+                case _:
+                    outgoing = await self._api(call)
+            if outgoing.tunnel:
+                limit = self._switcher.config.max_body
+                return await self._relay.tunnel(call.request, call.visit, outgoing, limit)
+            waiting = self._waiting(call) if outgoing.stream else None
+            return await self._relay.serve(call.request, call.visit, outgoing, waiting)
+
+    async def _api(self, call: Call) -> Outgoing:
         """A call of the API."""
         config = self._switcher.config
         request = call.request
@@ -49,26 +69,25 @@ class Calls:
             form = Form(request, config.max_body)
             name = _resolve(config, call, await form.model() or targets.model(call.target))
             form.naming(config.models[name].engine_name)
-            return await self._serve(call, call.target, form)
+            return _outgoing(call, call.target, form)
         raw = await body.whole(request, config.max_body)
         if not raw and request.method != hdrs.METH_POST:
             # Such as GET /v1/responses/ID?model=NAME.
             _resolve(config, call, targets.model(call.target))
-            return await self._serve(call, call.target, raw)
+            return _outgoing(call, call.target, raw)
         parsed = body.parse(raw)
         name = _resolve(config, call, parsed.model or targets.model(call.target))
         raw = parsed.naming(config.models[name].engine_name)
-        return await self._serve(call, call.target, raw, stream=parsed.stream)
+        return _outgoing(call, call.target, raw, stream=parsed.stream)
 
-    async def realtime(self, call: Call) -> web.StreamResponse:
+    def _realtime(self, call: Call) -> Outgoing:
         """A WebSocket, whose model the query names."""
         if not websocket.wanted(call.request):
             raise BadRequest("this route is for WebSockets", "send Upgrade: websocket")
-        config = self._switcher.config
-        _resolve(config, call, targets.model(call.target))
-        return await self._tunnel(call, call.target)
+        _resolve(self._switcher.config, call, targets.model(call.target))
+        return _tunnel(call, call.target)
 
-    async def upstream(self, call: Call) -> web.StreamResponse:
+    async def _upstream(self, call: Call) -> Outgoing | web.Response:
         """A request for the engine's own pages, which passes as it is."""
         config = self._switcher.config
         request = call.request
@@ -85,21 +104,9 @@ class Calls:
             location = f"/upstream/{call.route.rest}/{query}"
             return web.Response(status=308, headers={hdrs.LOCATION: location})
         if websocket.wanted(request):
-            return await self._tunnel(call, path + query)
+            return _tunnel(call, path + query)
         await _invite_body(request, config.max_body)
-        return await self._serve(call, path + query, await body.whole(request, config.max_body))
-
-    async def _serve(
-        self, call: Call, target: str, what: bytes | Form, *, stream: bool = False
-    ) -> web.StreamResponse:
-        # The body was decompressed as it was read.
-        dropped = (*_UNPACKED, *call.caller.secret_headers)
-        headers = passed(call.request.headers, dropped)
-        if isinstance(what, Form) and what.length is not None:
-            headers[hdrs.CONTENT_LENGTH] = str(what.length)
-        outgoing = Outgoing(call.request.method, target, headers, what, call.caller.priority)
-        waiting = self._waiting(call) if stream else None
-        return await self._relay.serve(call.request, call.visit, outgoing, waiting)
+        return _outgoing(call, path + query, await body.whole(request, config.max_body))
 
     def _waiting(self, call: Call) -> Waiting | None:
         """For a client of an event stream that wants to hear something meanwhile."""
@@ -108,11 +115,22 @@ class Calls:
             return Waiting(call.request, self._switcher, call.visit.model, call.route.api)
         return None
 
-    async def _tunnel(self, call: Call, target: str) -> web.StreamResponse:
-        limit = self._switcher.config.max_body
-        headers = passed(call.request.headers, (*HANDSHAKE, *call.caller.secret_headers))
-        outgoing = Outgoing(call.request.method, target, headers, b"", call.caller.priority)
-        return await self._relay.tunnel(call.request, call.visit, outgoing, limit)
+
+def _outgoing(call: Call, target: str, what: bytes | Form, *, stream: bool = False) -> Outgoing:
+    # The body was decompressed as it was read.
+    headers = passed(call.request.headers, (*_UNPACKED, *call.caller.secret_headers))
+    if isinstance(what, Form) and what.length is not None:
+        headers[hdrs.CONTENT_LENGTH] = str(what.length)
+    return Outgoing(
+        call.request.method, target, headers, what, call.caller.priority, stream=stream
+    )  # fmt: skip
+
+
+def _tunnel(call: Call, target: str) -> Outgoing:
+    headers = passed(call.request.headers, (*HANDSHAKE, *call.caller.secret_headers))
+    return Outgoing(
+        call.request.method, target, headers, b"", call.caller.priority, tunnel=True
+    )  # fmt: skip
 
 
 def _resolve(config: Config, call: Call, asked: str) -> str:

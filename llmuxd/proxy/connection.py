@@ -8,6 +8,7 @@ from typing import Any
 
 from aiohttp import web
 
+from .. import garbage
 from ..errors import BadRequest
 from . import shapes
 from .routes import Api
@@ -39,6 +40,7 @@ class _Connection(web.RequestHandler):
     def connection_lost(self, exc: BaseException | None) -> None:
         """Nobody is there to wait for."""
         self._impatience.cancel()
+        garbage.let_go(self.transport)
         super().connection_lost(exc)
 
     def log_exception(self, *args: Any, **kwargs: Any) -> None:

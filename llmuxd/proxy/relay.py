@@ -4,8 +4,10 @@
 import asyncio
 import errno
 import io
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 import aiohttp
 import yarl
@@ -26,16 +28,23 @@ from .waiting import Waiting
 # From here on aiohttp wants a file, which it writes in pieces.
 _LARGE = 1 << 20
 
+_NONE: CIMultiDict[str] = CIMultiDict()
+
 
 @dataclass(slots=True)
 class Outgoing:
-    """What the model's server is to get. `target` is the path and query, as they are sent."""
+    """What the model's server is to get. `target` is the path and query, as they are sent.
+
+    `stream`: an event stream is wanted; `tunnel`: a WebSocket.
+    """
 
     method: str
     target: str
     headers: CIMultiDict[str]
     body: bytes | Form = b""
     priority: int = 0
+    stream: bool = False
+    tunnel: bool = False
 
     @property
     def data(self) -> bytes | io.BytesIO | AsyncIterator[bytes] | None:
@@ -51,8 +60,105 @@ class Outgoing:
         """Whether it can be sent again."""
         return not isinstance(self.body, Form) or self.body.replayable
 
+    def forget(self) -> None:
+        """It has been sent: who waits for the answer's end need not hold it meanwhile."""
+        self.headers = _NONE
+        self.body = b""
 
-Exchange = Callable[[Backend], Awaitable[web.StreamResponse]]
+
+# What is open to the server until the answer has passed: a reply, or a WebSocket.
+Opened = TypeVar("Opened", bound=AbstractAsyncContextManager[Any])
+
+
+class _Turn(Generic[Opened]):
+    """A request's turn at its model: from its wait until the answer has passed.
+
+    No coroutine and no closure, of which each would be held as long as the answer lasts.
+    """
+
+    __slots__ = ("_opened", "_outgoing", "_place", "_switcher", "_visit")
+
+    def __init__(self, switcher: Switcher, visit: Visit, outgoing: Outgoing):
+        self._switcher = switcher
+        self._visit = visit
+        self._outgoing = outgoing
+
+    async def __aenter__(self) -> Opened:
+        deadline = self._switcher.deadline(self._visit.model)
+        self._visit.queued = now()
+        try:
+            return await self._once(deadline)
+        except (aiohttp.ClientConnectorError, BackendGone) as error:
+            # It never had the request: its server died, and systemd has not told yet.
+            if not self._outgoing.replayable:
+                raise lost(error) from None
+        try:
+            return await self._once(deadline)
+        except (aiohttp.ClientConnectorError, BackendGone) as error:
+            raise lost(error) from None
+
+    async def __aexit__(self, *exc: Any) -> None:
+        try:
+            await self._opened.__aexit__(*exc)
+        finally:
+            await self._place.__aexit__(*exc)
+
+    async def _once(self, deadline: float) -> Opened:
+        place = self._switcher.request(self._visit.model, deadline, self._outgoing.priority)
+        backend = await place.__aenter__()
+        try:
+            self._visit.admitted = now()
+            self._opened = await self._open(backend, deadline)
+        except BaseException as error:
+            try:
+                if _refused(error):
+                    await self._switcher.lost(self._visit.model, backend)
+            finally:
+                await place.__aexit__(None, None, None)
+            raise
+        self._place = place
+        self._outgoing.forget()
+        return self._opened
+
+    async def _open(self, backend: Backend, deadline: float) -> Opened:
+        raise NotImplementedError
+
+
+class _Question(_Turn[aiohttp.ClientResponse]):
+    """One that is asked and answered."""
+
+    __slots__ = ()
+
+    async def _open(self, backend: Backend, deadline: float) -> aiohttp.ClientResponse:
+        """The answer's head, in time: a server may accept a request and never answer it."""
+        limit = asyncio.timeout_at(deadline)
+        try:
+            async with limit:
+                return await _send(backend, self._outgoing)
+        except TimeoutError:
+            if limit.expired():
+                raise TimedOut("the model's server did not begin to answer in time") from None
+            raise
+
+
+class _Tunnel(_Turn[aiohttp.ClientWebSocketResponse]):
+    """A WebSocket. `limit` is a message's, in bytes."""
+
+    __slots__ = ("_limit", "_request")
+
+    def __init__(
+        self, switcher: Switcher, visit: Visit, outgoing: Outgoing, request: web.BaseRequest,
+        limit: int,
+    ):  # fmt: skip
+        super().__init__(switcher, visit, outgoing)
+        self._request = request
+        self._limit = limit
+
+    async def _open(self, backend: Backend, deadline: float) -> aiohttp.ClientWebSocketResponse:
+        outgoing = self._outgoing
+        return await websocket.connect(
+            self._request, backend, outgoing.target, outgoing.headers, self._limit
+        )
 
 
 class Relay:
@@ -70,19 +176,17 @@ class Relay:
         waiting: Waiting | None,
     ) -> web.StreamResponse:
         """Have the visit's model answer `request`; `waiting` tells the client what happens."""
-        deadline = self._switcher.deadline(visit.model)
-
-        async def exchange(backend: Backend) -> web.StreamResponse:
-            async with await _begin(backend, outgoing, deadline) as upstream:
-                visit.first_byte = now()
-                begun = await waiting.stop() if waiting else None
-                return await self._answers.pass_on(request, visit, upstream, begun)
-
+        question = _Question(self._switcher, visit, outgoing)
         if waiting is None:
-            return await self._with_model(visit, outgoing, deadline, exchange)
+            async with question as reply:
+                visit.first_byte = now()
+                return await self._answers.pass_on(request, visit, reply, None)
         waiting.start()
         try:
-            return await self._with_model(visit, outgoing, deadline, exchange)
+            async with question as reply:
+                visit.first_byte = now()
+                begun = await waiting.stop()
+                return await self._answers.pass_on(request, visit, reply, begun)
         except LlmuxError as error:
             told = await waiting.fail(error)
             if told is None:
@@ -95,54 +199,16 @@ class Relay:
         self, request: web.BaseRequest, visit: Visit, outgoing: Outgoing, limit: int
     ) -> web.StreamResponse:
         """Open a WebSocket between the client and the visit's model."""
-
-        async def exchange(backend: Backend) -> web.StreamResponse:
-            return await websocket.tunnel(
-                request, backend, outgoing.target, outgoing.headers, limit
-            )
-
-        deadline = self._switcher.deadline(visit.model)
-        return await self._with_model(visit, outgoing, deadline, exchange)
-
-    async def _with_model(
-        self, visit: Visit, outgoing: Outgoing, deadline: float, exchange: Exchange
-    ) -> web.StreamResponse:
-        visit.queued = now()
-        try:
-            return await self._once(visit, outgoing.priority, deadline, exchange)
-        except (aiohttp.ClientConnectorError, BackendGone) as error:
-            # It never had the request: its server died, and systemd has not told yet.
-            if not outgoing.replayable:
-                raise lost(error) from None
-        try:
-            return await self._once(visit, outgoing.priority, deadline, exchange)
-        except (aiohttp.ClientConnectorError, BackendGone) as error:
-            raise lost(error) from None
-
-    async def _once(
-        self, visit: Visit, priority: int, deadline: float, exchange: Exchange
-    ) -> web.StreamResponse:
-        async with self._switcher.request(visit.model, deadline, priority) as backend:
-            visit.admitted = now()
-            try:
-                return await exchange(backend)
-            except aiohttp.ClientConnectorError as error:
-                # Any other error is ours, such as too many open files: the server is well.
-                if error.os_error.errno == errno.ECONNREFUSED:
-                    await self._switcher.lost(visit.model, backend)
-                raise
+        async with _Tunnel(self._switcher, visit, outgoing, request, limit) as upstream:
+            return await websocket.pass_on(request, upstream, limit)
 
 
-async def _begin(backend: Backend, outgoing: Outgoing, deadline: float) -> aiohttp.ClientResponse:
-    """The answer's head, in time: a server may accept a request and never answer it."""
-    limit = asyncio.timeout_at(deadline)
-    try:
-        async with limit:
-            return await _send(backend, outgoing)
-    except TimeoutError:
-        if limit.expired():
-            raise TimedOut("the model's server did not begin to answer in time") from None
-        raise
+def _refused(error: BaseException) -> bool:
+    """Whether nobody listens. Other errors are ours, such as too many open files."""
+    return (
+        isinstance(error, aiohttp.ClientConnectorError)
+        and error.os_error.errno == errno.ECONNREFUSED
+    )
 
 
 async def _send(backend: Backend, outgoing: Outgoing) -> aiohttp.ClientResponse:

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Accepts connections and answers requests."""
 
-import asyncio
 import logging
 import socket
-from collections.abc import Collection
+from collections.abc import Awaitable, Collection
 
 from aiohttp import hdrs, web
 
@@ -14,13 +13,14 @@ from ..keys import Key
 from ..metrics import CONTENT_TYPE, Counts, Lag, Page, Visit
 from ..switcher import Switcher
 from . import models, routes, shapes, targets
-from .access import Access
+from .access import Access, Caller
 from .answer import Answers
 from .arrivals import Arrivals
 from .calls import Call, Calls
 from .connection import Server
 from .health import Health
-from .routes import Kind
+from .moments import now
+from .routes import Kind, Route
 
 log = logging.getLogger(__name__)
 
@@ -66,36 +66,32 @@ class Proxy:
         self._lag.stop()
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Answer, and count how it went."""
-        clock = asyncio.get_running_loop().time
-        visit = Visit("other", clock())
+        """Answer, and count how it went; every failure in the API's own shape."""
+        visit = Visit("other", now())
         status = _LEFT
+        target = targets.of(request)
         try:
-            response = await self._answer_or_tell(request, visit)
+            try:
+                response = await self._answer(request, target, visit)
+            except LlmuxError as error:
+                # No name for it beyond this clause: it holds this frame, which would hold it.
+                response = _told(request, target, error)
+            except ConnectionError:
+                # The client left in the very moment in which it was to be answered.
+                response = _told(request, target, BadRequest("the client left"))
+            except Exception:
+                # Bugs stay in the journal.
+                log.exception("%s %s failed", request.method, request.path)
+                response = _told(request, target, Internal("internal error"))
             status = response.status
             return response
         finally:
-            self._counts.answered(visit, status, clock())
+            self._counts.answered(visit, status, now())
 
-    async def _answer_or_tell(self, request: web.BaseRequest, visit: Visit) -> web.StreamResponse:
-        """Every failure in the API's own shape; bugs stay in the journal."""
-        target = targets.of(request)
-        api = routes.api_of(target)
-        try:
-            return await self._answer(request, target, visit)
-        except LlmuxError as error:
-            # No name for it beyond this clause: it holds this frame, which would hold it.
-            return shapes.response_of(api, error)
-        except ConnectionError:
-            # The client left in the very moment in which it was to be answered.
-            return shapes.response_of(api, BadRequest("the client left"))
-        except Exception:
-            log.exception("%s %s failed", request.method, request.path)
-            return shapes.response_of(api, Internal("internal error"))
-
-    async def _answer(
+    def _answer(
         self, request: web.BaseRequest, target: str, visit: Visit
-    ) -> web.StreamResponse:
+    ) -> Awaitable[web.StreamResponse]:
+        """By whom it is for. No coroutine: a thousand streams would hold a thousand of them."""
         route = routes.match(request.method, target.partition("?")[0])
         visit.route = route.label
         if route.kind is Kind.HEALTH:
@@ -103,25 +99,13 @@ class Proxy:
         caller = self._access.caller(request)
         match route.kind:
             case Kind.METRICS:
-                return await self._tell_metrics()
-            case Kind.MODELS:
-                return web.json_response(models.listing(self._switcher, caller))
-            case Kind.MODEL:
-                return web.json_response(models.entry(self._switcher, caller, route.rest))
+                return self._tell_metrics()
+            case Kind.MODELS | Kind.MODEL:
+                return self._tell_models(route, caller)
             case _:
-                return await self._call(Call(request, target, route, caller, visit))
+                return self._calls.answer(Call(request, target, route, caller, visit))
 
-    async def _call(self, call: Call) -> web.StreamResponse:
-        with call.caller.turn():
-            match call.route.kind:
-                case Kind.REALTIME:
-                    return await self._calls.realtime(call)
-                case Kind.UPSTREAM:
-                    return await self._calls.upstream(call)
-                case _:
-                    return await self._calls.api(call)
-
-    def _tell_health(self) -> web.Response:
+    async def _tell_health(self) -> web.Response:
         problems = self._health.problems()
         if not problems:
             return web.json_response({"status": "ok"})
@@ -129,3 +113,16 @@ class Proxy:
 
     async def _tell_metrics(self) -> web.Response:
         return web.Response(body=await self._page.text(), headers={hdrs.CONTENT_TYPE: CONTENT_TYPE})
+
+    async def _tell_models(self, route: Route, caller: Caller) -> web.Response:
+        if route.kind is Kind.MODEL:
+            return web.json_response(models.entry(self._switcher, caller, route.rest))
+        return web.json_response(models.listing(self._switcher, caller))
+
+
+def _told(request: web.BaseRequest, target: str, error: LlmuxError) -> web.Response:
+    """The error in the API's own shape; where an answer has begun already, the connection ends."""
+    if request.writer.output_size and request.transport is not None:
+        # A second head in the midst of it would be taken for a part of the answer.
+        request.transport.abort()
+    return shapes.response_of(routes.api_of(target), error)

@@ -27,17 +27,17 @@ def offered(request: web.BaseRequest) -> list[str]:
     return [item.strip() for line in lines for item in line.split(",") if item.strip()]
 
 
-async def tunnel(
+async def connect(
     request: web.BaseRequest,
     backend: Backend,
     target: str,
     headers: CIMultiDict[str],
     limit: int,
-) -> web.StreamResponse:
-    """Pass messages both ways until one side ends; `limit` is a message's, in bytes."""
+) -> aiohttp.ClientWebSocketResponse:
+    """The model's side of it; `limit` is a message's, in bytes."""
     protocols = [name for name in offered(request) if not name.startswith(KEY_PROTOCOL)]
     try:
-        upstream = await backend.session.ws_connect(
+        return await backend.session.ws_connect(
             backend.endpoint + target,
             protocols=protocols,
             headers=headers,
@@ -53,12 +53,17 @@ async def tunnel(
         if isinstance(error, (aiohttp.ClientConnectorError, BackendGone)):
             raise
         raise lost(error) from None
-    async with upstream:
-        chosen = [upstream.protocol] if upstream.protocol else []
-        client = web.WebSocketResponse(protocols=chosen, autoping=False, max_msg_size=limit)
-        await client.prepare(request)
-        await _both_ways(client, upstream)
-        return client
+
+
+async def pass_on(
+    request: web.BaseRequest, upstream: aiohttp.ClientWebSocketResponse, limit: int
+) -> web.StreamResponse:
+    """Pass messages both ways until one side ends."""
+    chosen = [upstream.protocol] if upstream.protocol else []
+    client = web.WebSocketResponse(protocols=chosen, autoping=False, max_msg_size=limit)
+    await client.prepare(request)
+    await _both_ways(client, upstream)
+    return client
 
 
 async def _both_ways(

@@ -126,7 +126,9 @@ def llmuxd(backend_port: int, *loop: str, name: str = "llmuxd") -> Iterator[Cont
     """Ours."""
     port = free_port()
     argv = ["-m", "tests.bench.our_proxy", str(backend_port), str(port), *loop]
-    with _process([sys.executable, *argv], port) as pid:
+    # As in llmuxd.service.
+    environment = os.environ | {"SSL_CERT_FILE": "/dev/null", "SSL_CERT_DIR": "/dev/null"}
+    with _process([sys.executable, *argv], port, environment=environment) as pid:
         yield Contender(name, port, pid)
 
 

@@ -2,6 +2,7 @@
 """The plainest proxy that aiohttp makes: one model, no queue, no errors of its own, no metrics."""
 
 import asyncio
+import logging
 import sys
 
 import aiohttp
@@ -43,4 +44,6 @@ async def main(backend: str, port: int) -> None:
 
 
 if __name__ == "__main__":
+    # wrk leaves in the middle of answers, and each would be a traceback.
+    logging.disable()
     asyncio.run(main(sys.argv[1], int(sys.argv[2])))

@@ -239,16 +239,19 @@ async def test_lag_of_the_loop_is_seen(house: House, monkeypatch: pytest.MonkeyP
         ({"usage": {"input_tokens": 5, "output_tokens": 7}, "x": "y" * 3000}, (5, 7)),
         ({"content": '"usage": {"completion_tokens": 9}'}, (0, 0)),
         ({"usage": None}, (0, 0)),
-        ({"usage": {"completion_tokens": 7}, "x": "y" * 5000}, (0, 0)),
+        ({"usage": {"completion_tokens": 7}, "x": "y" * 5000}, (0, 7)),
+        ([{"usage": {"output_tokens": 1}}, {"usage": {"output_tokens": 2}}], (0, 2)),
     ],
 )
-def test_tokens_are_found_at_the_answers_end(answer: object, wanted: tuple[int, int]) -> None:
+def test_tokens_are_found_wherever_the_answer_tells_them(
+    answer: object, wanted: tuple[int, int]
+) -> None:
     text = json.dumps(answer).encode()
     for size in (1, 7, 100_000):
         tail = usage.Tail()
         for start in range(0, len(text), size):
             tail.add(text[start : start + size])
-        assert tail.tokens() == wanted
+        assert tail.tokens == wanted
 
 
 # Health

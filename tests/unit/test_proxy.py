@@ -7,6 +7,7 @@ import io
 import json
 import socket
 import struct
+import zlib
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
@@ -16,6 +17,7 @@ from aiohttp import web
 
 from llmuxd.backend import Backend
 from llmuxd.policy import Gpu
+from llmuxd.proxy.usage import Tail
 from llmuxd.state import State
 from llmuxd.switcher import pauses
 
@@ -194,14 +196,30 @@ async def test_limit_follows_a_reload(house: House) -> None:
     assert told(await house.post(ASK | {"pad": "x" * 2000}))[0] == 413
 
 
-async def test_compressed_request_reaches_the_engine_readable(house: House) -> None:
-    packed = gzip.compress(json.dumps(ASK).encode())
-    headers = {"Content-Encoding": "gzip"}
-    async with house.client.post(house.url + CHAT, data=packed, headers=headers) as response:
+LONG = ASK | {"pad": " " * 3_000_000}
+PLAIN = json.dumps(LONG).encode()
+
+
+@pytest.mark.parametrize(
+    ("packing", "packed"),
+    [
+        ("gzip", gzip.compress(PLAIN)),
+        ("X-GZIP", gzip.compress(PLAIN[:99]) + gzip.compress(PLAIN[99:])),
+        ("deflate", zlib.compress(PLAIN)),
+        ("identity", PLAIN),
+    ],
+)
+async def test_compressed_request_reaches_the_engine_readable(
+    house: House, packing: str, packed: bytes
+) -> None:
+    house.reconfigure(max_body=len(PLAIN))
+    headers = {"Content-Encoding": packing}
+    data = io.BytesIO(packed)
+    async with house.client.post(house.url + CHAT, data=data, headers=headers) as response:
         assert response.status == 200
     (seen,) = house.engine.seen
-    body = gzip.decompress(seen.body) if "Content-Encoding" in seen.headers else seen.body
-    assert json.loads(body) == ASK
+    assert "Content-Encoding" not in seen.headers
+    assert json.loads(seen.body) == LONG
 
 
 # Headers
@@ -537,6 +555,51 @@ async def test_idle_connection_that_is_reset_is_tried_again_once(house: House) -
         assert await house.post() == (200, {})
         assert await house.post() == (200, {})
     assert len(requests) == 2
+
+
+@pytest.mark.parametrize("late", [False, True])
+async def test_answer_that_nobody_asked_for_is_not_the_next_ones(house: House, late: bool) -> None:
+    said = b'HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\n{"a": 1}'
+    poison = said.replace(b"1}", b"2}")
+    reached = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            await read_request(reader)
+            writer.write(said if late else said + poison)
+            if late:
+                await reached.wait()
+                reached.clear()
+                writer.write(poison)
+            await writer.drain()
+
+    async with a_raw_server(serve) as port:
+        house.stage.units.ports["org/a"] = port
+        for _ in range(3):
+            assert await house.post() == (200, {"a": 1})
+            reached.set()
+            await asyncio.sleep(0.02)
+
+
+async def test_mistake_of_ours_in_mid_answer_gives_no_second_status(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def mistake(tail: Tail, chunk: bytes) -> None:
+        raise LookupError("a bug")
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await response.write(b"first")
+        return response
+
+    house.engine.answer = answer
+    monkeypatch.setattr(Tail, "add", mistake)
+    text = json.dumps(ASK).encode()
+    answered = await _until_closed(house, text)
+    assert answered.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert answered.count(b"HTTP/1.") == 1
+    await house.idle()
 
 
 async def test_engine_that_always_hangs_up_is_asked_twice_and_no_oftener(house: House) -> None:
