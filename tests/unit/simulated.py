@@ -3,12 +3,17 @@
 
 import asyncio
 import functools
+import math
 import selectors
 from collections.abc import Callable, Coroutine
 from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+# The clock ticks every 10 ns: longer than what asyncio takes for the same moment.
+DIGITS = 8
 
 
 class Stuck(Exception):
@@ -29,7 +34,7 @@ class _Jump(selectors.DefaultSelector):
             raise Stuck("nothing will ever happen")
         if not ready and timeout:
             self.about_to_jump()
-            self.now += timeout
+            self.now = round(self.now + timeout, DIGITS)
         return ready
 
 
@@ -46,6 +51,13 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
 
     def time(self) -> float:
         return self._jump.now
+
+    def call_at(  # type: ignore[override]
+        self, when: float, callback: Callable[..., object], *args: Any, **kwargs: Any
+    ) -> asyncio.TimerHandle:
+        """At a tick of the clock: one that rang the least bit early would be set anew for ever."""
+        ticks = math.ceil(when * 10**DIGITS)
+        return super().call_at(round(ticks / 10**DIGITS, DIGITS), callback, *args, **kwargs)
 
     def run_in_executor(  # type: ignore[override]
         self, executor: object, func: Callable[..., R], *args: Any
