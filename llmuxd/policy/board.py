@@ -233,7 +233,7 @@ class _Plan:
 
     def _let_in(self, waiter: ModelView) -> None:
         victims = self._victims(waiter)
-        if victims and not self._send_away(victims, waiter):
+        if victims and (waiter.meek or not self._send_away(victims, waiter)):
             return
         if self._present.fits(waiter):
             self._activate.append(waiter.name)

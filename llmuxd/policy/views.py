@@ -29,6 +29,7 @@ class ModelView:
 
     `vram`: bytes on each of its GPUs; None: all of them. `need`: what it was seen to take, where it
     comes back or is there; None: not known. `pin`: once in, it never leaves.
+    `meek`: whoever waits for it waits until there is room, and has nobody leave.
     `priority`: the higher goes first. `busy`: has requests in flight. `in_since`, `idle_since`:
     when it came in, and when its last request ended.
 
@@ -50,6 +51,7 @@ class ModelView:
     vram: int | None = None
     need: Need | None = None
     pin: bool = False
+    meek: bool = False
     priority: int = 0
     busy: bool = False
     in_since: float = 0.0

@@ -10,6 +10,7 @@ from ..errors import Internal, LlmuxError, ModelFailed, UnitRefused
 from ..events import about
 from ..model.activation import Leave, has_parked, order_leave
 from ..policy import Stage
+from ..state import State
 from . import pauses
 from .admission import Admission
 from .costbook import CostBook
@@ -30,6 +31,13 @@ class Coming:
         self._admission = admission
         self._book = book
 
+    async def come_beside(self, model: Model) -> None:
+        """Bring it in while others are there still: from memory or disk, or not at all."""
+        # Whoever takes over from a llmuxd that is killed from here on has to know.
+        await self._succession.written()
+        if self._fleet.state(model) in (State.PARKED, State.CHECKPOINTED):
+            await self.activate(model)
+
     async def activate(self, model: Model) -> None:
         """Bring it in from where it waits."""
         begin = now()
@@ -38,8 +46,6 @@ class Coming:
         if status.down:
             model.held_gpus = model.config.gpus
         try:
-            # Whoever takes over from a llmuxd that is killed from here on has to know.
-            await self._succession.written()
             if resumed:
                 if status.frozen:
                     await self._units.thaw(model.name)
@@ -95,6 +101,7 @@ class Coming:
         if await asyncio.to_thread(has_parked, model.name):
             await asyncio.to_thread(order_leave, model.name, Leave.STOP)
             await self._units.stop(model.name)
+            await self._fleet.look(model)
             raise ModelFailed(
                 f"{model.name!r} did not come back from memory and was stopped",
                 f"'llmuxctl logs {model.name}' shows why",

@@ -162,7 +162,8 @@ class Decider:
         self._following.take(decision)
         for name in decision.activate:
             model = models[name]
-            self._transitions.begin(model, Stage.COMING, self._coming.activate(model))
+            come = self._coming.come_beside if name in decision.beside else self._coming.activate
+            self._transitions.begin(model, Stage.COMING, come(model))
 
     def _look_again(self) -> None:
         """Serve who can be served, and show policy what is not as it was."""
@@ -267,6 +268,6 @@ class Decider:
         return any(
             waiter.wish is Wish.OPERATOR
             for other in self._fleet.models.values()
-            if other.waiters and held & set(self._fleet.place(other))
+            if other.waiters and not other.meek and held & set(self._fleet.place(other))
             for waiter in other.waiters
         )

@@ -16,7 +16,7 @@ from ..policy import Decision, Stage
 from .fleet import Fleet
 from .leaving import Leaving
 from .models import Model
-from .succession import Succession
+from .succession import SETTLING, Succession
 from .transitions import Transitions
 
 log = logging.getLogger(__name__)
@@ -40,11 +40,19 @@ class Following:
         self._orphans: dict[str, list[asyncio.Task[LlmuxError | None]]] = {}
 
     def adopt(self, model: Model, task: asyncio.Task[LlmuxError | None]) -> bool:
-        """Whether the work of a job that is cancelled goes on: the model comes, or is to."""
-        goes_on = model.promised or model.moving is Stage.COMING
-        if goes_on:
-            self._orphans.setdefault(model.name, []).append(task)
-        return goes_on
+        """Whether the work of a job that is cancelled goes on: for it the model comes, or is to."""
+        comes = model.promised or self._fleet.stage(model) in _COME
+        if not comes or model.queued or model.in_flight:
+            return False
+        self._orphans.setdefault(model.name, []).append(task)
+        self._count(model)
+        return True
+
+    def disown(self, model: Model) -> None:
+        """An operator wants it out: nothing of what was cancelled brings it in any more."""
+        for task in self._orphans.pop(model.name, []):
+            task.cancel()
+        self._count(model)
 
     def take(self, decision: Decision) -> None:
         """Before those are activated who are to come in."""
@@ -53,8 +61,6 @@ class Following:
         self._followers = set(decision.following)
         for name in self._followers:
             self._set_follows(name, True)
-        for name in decision.call_back:
-            self._succession.forget(name)
         for name in decision.beside:
             newcomer = self._fleet.models[name]
             place = set(self._fleet.place(newcomer))
@@ -73,7 +79,16 @@ class Following:
         model = self._fleet.models.get(name)
         if model is not None:
             model.follows = follows
-            model.promised = model.promised and follows
+            model.promised = follows and (model.promised or self._is_left_for(model))
+
+    def _is_left_for(self, model: Model) -> bool:
+        """Whether somebody leaves so that it can come: its turn came, or came back, meanwhile."""
+        place = set(self._fleet.place(model))
+        return any(
+            other.moving is Stage.LEAVING and not other.commanded and place & set(other.held)
+            for other in self._fleet.models.values()
+            if other.name not in self._succession.pending
+        )
 
     def _keep(self, name: str) -> None:
         """Let go of what is left of cancelled jobs: the model has come, or lost its place."""
@@ -81,9 +96,17 @@ class Following:
         stage = Stage.OUT if model is None else self._fleet.stage(model)
         if stage is Stage.COMING or (model is not None and model.promised):
             return
+        # Whoever asked for it meanwhile has it.
+        used = model is not None and model.in_flight > 0
         for task in self._orphans.pop(name):
-            if stage is not Stage.IN:
+            if stage is not Stage.IN or used:
                 task.cancel()
+        if model is not None:
+            self._count(model)
+
+    def _count(self, model: Model) -> None:
+        model.orphans = len(self._orphans.get(model.name, ()))
+        self._fleet.changed(model)
 
     def _succeed(self, name: str, time: float) -> float:
         model = self._fleet.models.get(name)
@@ -92,12 +115,12 @@ class Following:
         stage = Stage.OUT if model is None else self._fleet.stage(model)
         others = self._succession.pending[name]
         newcomers = [self._fleet.models[other] for other in others if other in self._fleet.models]
-        due = max((self._comes_until(newcomer) for newcomer in newcomers), default=-inf)
-        if model is None or model.pin or stage is Stage.OUT or due <= time:
+        due = max((self._counts_until(newcomer, time) for newcomer in newcomers), default=-inf)
+        if model is None or stage is Stage.OUT or due <= time:
             self._succession.forget(name)
             return inf
         serves = any(self._fleet.stage(newcomer) is Stage.IN for newcomer in newcomers)
-        if stage is not Stage.IN or not serves:
+        if stage is not Stage.IN or not serves or model.pin:
             return due
         if model.may_leave_at > time:
             return model.may_leave_at
@@ -106,11 +129,11 @@ class Following:
         self._transitions.begin(model, Stage.DRAINING, self._leaving.make_room(model))
         return inf
 
-    def _comes_until(self, newcomer: Model) -> float:
-        """Until when it may serve without our doing; infinite where it does, or comes."""
-        if self._fleet.stage(newcomer) in _COME:
+    def _counts_until(self, newcomer: Model, time: float) -> float:
+        """Until when it may be in the way without our doing; infinite where it is not out."""
+        if self._fleet.stage(newcomer) is not Stage.OUT:
             return inf
         if not newcomer.parked:
             return -inf
-        # A wake that was asked for by who was killed goes on; once it is over, that is told.
-        return inf if is_moved(newcomer.name) else self._succession.settled_at
+        # A wake that was asked for by who was killed goes on.
+        return time + SETTLING if is_moved(newcomer.name) else self._succession.settled_at

@@ -63,8 +63,10 @@ class Leaving:
 
         Not before those of `after` have come in; where they do not come, it stays.
         """
-        if await self._see_in(model, after):
-            await self._put_away(model)
+        if not await self._see_in(model, after):
+            self._succession.forget(model.name, [newcomer.name for newcomer in after])
+            return
+        await self._put_away(model)
         # Where that failed, or llmuxd ends before, it is tried again.
         self._succession.forget(model.name)
 

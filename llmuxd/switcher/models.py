@@ -49,6 +49,7 @@ class Model:
     queued: int = 0  # requests among the waiters
     follows: bool = False  # by policy, as soon as those have left who drain or leave
     promised: bool = False  # it follows, and others have left or are leaving: its turn
+    orphans: int = 0  # of its waiters, those of jobs that were cancelled too late
     in_flight: int = 0
     idle: asyncio.Event = field(default_factory=asyncio.Event)
     transition: asyncio.Task[LlmuxError | None] | None = None
@@ -79,6 +80,11 @@ class Model:
     def name(self) -> str:
         """The model's name."""
         return self.config.name
+
+    @property
+    def meek(self) -> bool:
+        """Whether only cancelled jobs want it: nobody else leaves, or is cut, for their sake."""
+        return 0 < len(self.waiters) <= self.orphans
 
     @property
     def pin(self) -> bool:

@@ -99,6 +99,7 @@ class Operators:
         model = self._fleet.resolve(name)
 
         async def work(job: Job) -> None:
+            self._following.disown(model)
             await self._end(model, Leave.STOP)
 
         return self.jobs.add(Kind.STOP, model.name, work, self._going(model))

@@ -6,12 +6,15 @@ llmuxd that is killed in between is followed by one that finds it there.
 """
 
 import asyncio
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from .. import files
 from .models import now
 from .tasks import Tasks
+
+log = logging.getLogger(__name__)
 
 # Seconds until a unit's helper has begun with what was asked of it before it began to listen.
 SETTLING = 15.0
@@ -46,9 +49,13 @@ class Succession:
         """Have it known; it is once `written` has returned."""
         self._newcomers[leaver] = (*self._newcomers.get(leaver, ()), newcomer)
 
-    def forget(self, leaver: str) -> None:
-        """It has left, or stays."""
-        if self._newcomers.pop(leaver, None) is not None:
+    def forget(self, leaver: str, newcomers: Iterable[str] | None = None) -> None:
+        """It has left, or need not leave for those newcomers (None: for any)."""
+        before = self._newcomers.pop(leaver, ())
+        gone = set(before if newcomers is None else newcomers)
+        if left := tuple(name for name in before if name not in gone):
+            self._newcomers[leaver] = left
+        if left != before:
             self._tasks.spawn(self.written())
 
     async def written(self) -> None:
@@ -56,7 +63,12 @@ class Succession:
         async with self._writing:
             noted = dict(self._newcomers)
             if noted != (self._written or {}):
-                await asyncio.to_thread(_write, noted)
+                try:
+                    await asyncio.to_thread(_write, noted)
+                except OSError as error:
+                    # Nothing is lost unless llmuxd is killed in that very moment.
+                    log.warning("%s: %s", _path(), error.strerror)
+                    return
                 self._written = noted
 
 

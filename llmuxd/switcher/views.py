@@ -38,6 +38,7 @@ def view(fleet: Fleet, book: CostBook, model: Model) -> ModelView:
         vram=config.vram,
         need=_need(fleet, book, model, stage),
         pin=model.pin,
+        meek=model.meek,
         priority=LAST if preload else _priority(model),
         busy=model.in_flight > 0,
         in_since=model.in_since,
@@ -55,7 +56,7 @@ def view(fleet: Fleet, book: CostBook, model: Model) -> ModelView:
 def _need(fleet: Fleet, book: CostBook, model: Model, stage: Stage) -> Need | None:
     """Not of one that would start cold, nor of one that failed: perhaps for want of room."""
     devices, host = model.config.device_names, 0
-    if stage is not Stage.OUT or model.parked:
+    if stage is not Stage.OUT or fleet.state(model) is State.PARKED:
         devices = model.activation.devices if model.activation else devices
     elif model.checkpoint is not None and fleet.state(model) is State.CHECKPOINTED:
         host = model.checkpoint.size

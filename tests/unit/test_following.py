@@ -18,11 +18,16 @@ from llmuxd.switcher.succession import SETTLING
 from .fake_units import a_model
 from .scenarios import Event, Scenario, broken_rules
 from .simulated import simulated
-from .stage import on_stage
+from .stage import Stage, on_stage
 
 A, B, C = a_model("a"), a_model("b"), a_model("c")
 PARKING = replace(A, tier=Tier.PARK, devices=())
+PARKING_C = replace(C, tier=Tier.PARK, devices=())
 GIB = 1 << 30
+
+
+def serving(stage: Stage) -> list[str]:
+    return [n for n in stage.switcher.names() if stage.switcher.state(n) is State.SERVING]
 
 
 def events(*rows: tuple[float, str, str, int, float]) -> tuple[Event, ...]:
@@ -256,3 +261,232 @@ async def test_one_that_rests_again_sends_nobody_away() -> None:
         assert stage.units.log == []
         await stage.switcher.close()
         await running
+
+
+@pytest.mark.parametrize("kind", ["stop", "park", "checkpoint", "warmup"])
+@simulated
+async def test_a_cancelled_leaving_of_the_newcomer_leaves_one(kind: str) -> None:
+    async with on_stage(PARKING, B) as stage:
+        await stage.ask("a")
+        await stage.ask("b")
+        old = stage.client("b")
+        await old.admitted.wait()
+        new = stage.client("a")
+        await new.admitted.wait()
+        job = getattr(stage.switcher, kind)("a")
+        await stage.settle()
+        stage.switcher.jobs.cancel(job.number)
+        assert await stage.result(job) == "canceled"
+        await new.finish()
+        await old.finish()
+        await asyncio.sleep(1000)
+        assert serving(stage) == ["a"]
+
+
+@simulated
+async def test_a_newcomer_that_fails_does_not_take_the_note_of_another_along() -> None:
+    async with on_stage(PARKING, B, PARKING_C) as stage:
+        for name in "acb":
+            await stage.ask(name)
+        gate = stage.units.hold("reload", "a")
+        first = stage.client("a")
+        await gate.reached.wait()
+        second = stage.client("c")
+        await stage.settle()
+        stage.units.break_verb("reload", "a", times=1)
+        gate.open()
+        await second.admitted.wait()
+        await first.leave()
+        await second.finish()
+        await asyncio.sleep(1000)
+        assert len(serving(stage)) == 1
+
+
+@pytest.mark.parametrize("how", ["job", "pin"])
+@simulated
+async def test_the_note_outlives_a_moment(how: str) -> None:
+    async with on_stage(PARKING, B) as stage:
+        await stage.ask("a")
+        await stage.ask("b")
+        stage.units.break_verb("stop", "b", times=1)
+        stream = stage.client("a")
+        await stream.admitted.wait()
+        await stage.until(lambda: stage.switcher.model("b").last_error != "")
+        await stage.until_idle()
+        if how == "pin":
+            stage.switcher.pin("b", True)
+            await stage.settle()
+            stage.switcher.pin("b", False)
+        else:
+            job = stage.switcher.stop("a")
+            await stage.settle()
+            stage.switcher.jobs.cancel(job.number)
+            await stage.result(job)
+        await stream.finish()
+        await asyncio.sleep(1000)
+        assert len(serving(stage)) == 1
+
+
+@pytest.mark.parametrize("how", ["switch", "reload"])
+@simulated
+async def test_what_did_not_wake_is_cold(how: str) -> None:
+    async with on_stage(PARKING, B) as stage:
+        await stage.ask("a")
+        await stage.ask("b")
+        stream = stage.client("b")
+        await stream.admitted.wait()
+        stage.units.break_verb("reload", "a", times=1)
+        client = stage.client("a")
+        await stage.until(lambda: stage.switcher.model("a").failures == 1)
+        await stage.until_idle()
+        if how == "switch":
+            stage.switcher.switch("a")
+        else:
+            stage.reload(PARKING, B)
+        await asyncio.sleep(5)
+        log = list(stage.units.log)
+        await stream.finish()
+        await client.finish()
+        assert log.count("start a") == 1
+
+
+@pytest.mark.parametrize("turns", [1, 2])
+@simulated
+async def test_one_that_died_parked_is_cold(turns: int) -> None:
+    async with on_stage(PARKING, B) as stage:
+        await stage.ask("a")
+        await stage.ask("b")
+        stream = stage.client("b")
+        await stream.admitted.wait()
+        client = stage.client("a")
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        stage.units.die("a")
+        await asyncio.sleep(5)
+        log = list(stage.units.log)
+        await stream.finish()
+        await client.finish()
+        assert log.count("start a") == 1
+
+
+# What a cancelled job left behind is in nobody's way
+
+
+@simulated
+async def test_a_cancelled_warm_up_leaves_what_comes_for_a_client() -> None:
+    async with on_stage(replace(A, drain_timeout=5), B) as stage:
+        gate = stage.units.hold("start", "a")
+        stream = stage.client("a")
+        await gate.reached.wait()
+        job = stage.switcher.warmup("a")
+        await stage.settle()
+        stage.switcher.jobs.cancel(job.number)
+        assert await stage.result(job) == "canceled"
+        gate.open()
+        await stream.admitted.wait()
+        await asyncio.sleep(100)
+        assert not stream.cut and stage.switcher.state("a") is State.SERVING
+
+
+@simulated
+async def test_a_client_that_comes_after_the_cancel_keeps_the_model() -> None:
+    async with on_stage(replace(A, drain_timeout=5), B) as stage:
+        gate = stage.units.hold("start", "a")
+        job = stage.switcher.warmup("a")
+        await gate.reached.wait()
+        stage.switcher.jobs.cancel(job.number)
+        assert await stage.result(job) == "canceled"
+        stream = stage.client("a")
+        await stage.settle()
+        gate.open()
+        await stream.admitted.wait()
+        await asyncio.sleep(100)
+        assert not stream.cut and stage.switcher.state("a") is State.SERVING
+
+
+@simulated
+async def test_a_cancelled_job_sends_no_further_one_away() -> None:
+    a, b, e = (replace(m, vram=v * GIB) for m, v in ((A, 12), (B, 12), (a_model("e"), 8)))
+    async with on_stage(a, b, e) as stage:
+        stage.switcher.measure({0: Gpu(24 * GIB)})
+        await stage.ask("b")
+        await stage.ask("e")
+        await asyncio.sleep(1)
+        await stage.ask("e")
+        gate = stage.units.hold("stop", "b")
+        job = stage.switcher.switch("a")
+        await gate.reached.wait()
+        stage.switcher.jobs.cancel(job.number)
+        await stage.result(job)
+        stage.switcher.measure({0: Gpu(24 * GIB, 6 * GIB)})
+        gate.open()
+        await asyncio.sleep(100)
+        assert "stop e" not in stage.units.log
+
+
+@simulated
+async def test_a_cancelled_job_does_not_follow_the_file_to_another_gpu() -> None:
+    d = replace(a_model("d", 1), drain_timeout=5)
+    async with on_stage(A, B, d) as stage:
+        await stage.ask("b")
+        stream = stage.client("d")
+        await stream.admitted.wait()
+        gate = stage.units.hold("stop", "b")
+        job = stage.switcher.switch("a")
+        await gate.reached.wait()
+        stage.switcher.jobs.cancel(job.number)
+        await stage.result(job)
+        stage.reload(a_model("a", 1), B, d)
+        await asyncio.sleep(100)
+        assert not stream.cut
+
+
+@simulated
+async def test_a_cancelled_job_cuts_no_stream_on_its_second_gpu() -> None:
+    d = replace(a_model("d", 1), drain_timeout=20)
+    async with on_stage(a_model("a", 0, 1), B, d) as stage:
+        await stage.ask("b")
+        stream = stage.client("d")
+        await stream.admitted.wait()
+        await asyncio.sleep(1)
+        gate = stage.units.hold("stop", "b")
+        job = stage.switcher.switch("a")
+        await gate.reached.wait()
+        stage.switcher.jobs.cancel(job.number)
+        await stage.result(job)
+        gate.open()
+        await asyncio.sleep(100)
+        assert not stream.cut
+
+
+@simulated
+async def test_one_whose_turn_came_back_is_promised_the_place_again() -> None:
+    async with on_stage(A, B, replace(C, priority=1)) as stage:
+        await stage.ask("b")
+        gate = stage.units.hold("stop", "b")
+        job = stage.switcher.switch("a")
+        await gate.reached.wait()
+        visitor = stage.client("c")
+        await stage.settle()
+        await visitor.leave()
+        await stage.settle()
+        stage.switcher.jobs.cancel(job.number)
+        await stage.result(job)
+        gate.open()
+        await asyncio.sleep(100)
+        assert serving(stage) == ["a"]
+
+
+@simulated
+async def test_a_stop_ends_what_a_cancelled_job_left() -> None:
+    async with on_stage(A, B) as stage:
+        await stage.ask("b")
+        gate = stage.units.hold("stop", "b")
+        job = stage.switcher.switch("a")
+        await gate.reached.wait()
+        stage.switcher.jobs.cancel(job.number)
+        await stage.result(job)
+        assert await stage.result(stage.switcher.stop("a")) == "done"
+        gate.open()
+        await asyncio.sleep(100)
+        assert "start a" not in stage.units.log
