@@ -88,15 +88,19 @@ class Start:
         with self._watch.part("look"):
             record = self._usable()
         self._tell("restoring the checkpoint")
-        image = Asked(self._image)
+        # The health is asked for by it, and it takes time to load.
+        Asked(lambda: importlib.import_module("http.client"))
         try:
             with self._watch.part("restore"):
                 self._container.restore(self._model.restore_timeout)
         except (CommandFailed, OSError) as error:
             # Where podman does not work at all it is not the image's fault, and this raises too.
-            image.answer()
+            self._container.image_id()
             raise self._not_restored(record, str(error)) from None
-        _check_image(record, image)
+        # podman needs 0.1 s to tell. No process may begin while it restores: it moves all that are
+        # in the unit's cgroup out of the way, and one that it has missed makes the kernel refuse
+        # the container's (`cg: Can't move 1 into …: Operation not supported`, one of 60 restores).
+        image = Asked(self._container.image_id)
         try:
             running = self._wait_healthy(record.port, self._model.restore_timeout)
         except (CommandFailed, OSError, engine.EngineDied, engine.EngineTimeout) as error:
@@ -106,11 +110,12 @@ class Start:
                 vllm.take_up(record.port, record.back)
             with self._watch.part("canary"):
                 self._check_canary(record)
-            return running
         except WrongAnswer as error:
             # Perhaps it would have, had it not slept.
             record = replace(record, slept_badly=bool(record.back))
             raise self._not_restored(record, str(error)) from None
+        _check_image(record, image)
+        return running
 
     def _usable(self) -> Checkpoint:
         """The record of an image that can be restored here and now; CannotRestore without one.
@@ -132,11 +137,6 @@ class Start:
         if why_not is not None:
             raise CannotRestore(f"the checkpoint cannot be used: {why_not}", why_not)
         return record
-
-    def _image(self) -> str:
-        """What podman needs 0.1 s to tell, and what takes time to load: while it restores."""
-        importlib.import_module("http.client")
-        return self._container.image_id()
 
     def _not_restored(self, record: Checkpoint, why: str) -> CannotRestore:
         reason = f"the restore failed: {why}"
