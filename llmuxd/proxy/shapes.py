@@ -2,6 +2,7 @@
 """Errors in the shape that the API's own client understands."""
 
 import json
+import math
 
 from aiohttp import web
 
@@ -39,7 +40,8 @@ def response_of(api: Api, error: LlmuxError) -> web.Response:
     """The error as a whole answer."""
     headers = {}
     if error.retry_after is not None:
-        headers["Retry-After"] = str(max(1, round(error.retry_after)))
+        # Who comes a moment too soon is refused again.
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
     if error.http_status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     return web.json_response(error_of(api, error), status=error.http_status, headers=headers)

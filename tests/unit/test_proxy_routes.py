@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from llmuxd.config import Upstream
-from llmuxd.errors import BadRequest, LlmuxError
-from llmuxd.proxy import body, routes
+from llmuxd.errors import BadRequest, LlmuxError, ModelFailed
+from llmuxd.proxy import body, routes, shapes
 from llmuxd.proxy.routes import Api, Kind
 
 from .fake_units import a_config
@@ -175,7 +175,6 @@ async def test_anthropic_failure_is_an_overload(house: House) -> None:
 
 def test_every_error_has_a_shape_in_both_apis() -> None:
     from llmuxd import errors
-    from llmuxd.proxy import shapes
 
     kinds = [k for k in vars(errors).values() if isinstance(k, type) and issubclass(k, LlmuxError)]
     for kind in kinds:
@@ -232,3 +231,9 @@ async def test_pages_of_no_model(house: House) -> None:
 def test_a_config_knows_names_and_aliases() -> None:
     config = a_config(A, B)
     assert config.knows("first") and config.knows("b") and not config.knows("a")
+
+
+@pytest.mark.parametrize(("wait", "told"), [(0.01, "1"), (5.0, "5"), (5.2, "6")])
+def test_who_waits_as_told_does_not_come_too_soon(wait: float, told: str) -> None:
+    response = shapes.response_of(Api.OPENAI, ModelFailed("it keeps failing", retry_after=wait))
+    assert response.headers["Retry-After"] == told
