@@ -99,7 +99,7 @@ class Start:
             raise self._not_restored(record, str(error)) from None
         # podman needs 0.1 s to tell. No process may begin while it restores: it moves all that are
         # in the unit's cgroup out of the way, and one that it has missed makes the kernel refuse
-        # the container's (`cg: Can't move 1 into …: Operation not supported`, one of 60 restores).
+        # the container's (`cg: Can't move 1 into …: Operation not supported`, one of 47 restores).
         image = Asked(self._container.image_id)
         try:
             running = self._wait_healthy(record.port, self._model.restore_timeout)

@@ -38,20 +38,28 @@ def model(name: str) -> dict[str, Any]:
     if not HAS_GPU:
         image = "localhost/llmux-vllm:latest"
         return common | {"image": image, "args": args, "volumes": ["/srv/models:/srv/models:ro"]}
-    CACHE.mkdir(exist_ok=True)
+    compiled(name).mkdir(parents=True, exist_ok=True)
     share = VRAM_GIB * 1024 / total_vram()
     return common | {
         "image": "localhost/llmux-vllm-gpu:latest",
         "devices": ["nvidia.com/gpu=0"],
-        "volumes": ["/srv/models:/srv/models:ro", f"{CACHE}:/var/cache/vllm"],
+        "volumes": ["/srv/models:/srv/models:ro", f"{compiled(name)}:/var/cache/vllm"],
         "args": [*args, "--gpu-memory-utilization", f"{share:.2f}", "--enable-sleep-mode"],
         "env": {"NCCL_NVLS_ENABLE": "0", "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1"},
     }
 
 
-def forget_compiled() -> None:
-    """Empty the volume that vLLM keeps compiled code in."""
-    for path in CACHE.iterdir():
+def compiled(name: str) -> Path:
+    """The volume that a model's vLLM keeps compiled code in.
+
+    Each its own: CRIU restores no server whose mapped files were written anew (`bad build-ID`).
+    """
+    return CACHE / names.slug(name)
+
+
+def forget_compiled(name: str) -> None:
+    """Empty it."""
+    for path in compiled(name).iterdir():
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 

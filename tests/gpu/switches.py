@@ -41,7 +41,7 @@ def cold_again(name: str, notes: Notes) -> None:
     sh("llmuxctl", "switch", name, timeout=240)
     for _ in range(ROUNDS - 1):
         sh("llmuxctl", "stop", name, timeout=240)
-        measure.forget_compiled()
+        measure.forget_compiled(name)
         told(notes, "cold", name)
     _image_out(notes, name)
 

@@ -27,6 +27,8 @@ def levels(notes: Notes) -> None:
 def live(notes: Notes) -> None:
     """Qwen as it stands at each leaving: without a sleep, as is the default then, and after one."""
     for image_sleep, rounds in (("2", ROUNDS), ("auto", 1)):
+        # One that runs leaves as it was told when it started.
+        measure.leave(QWEN)
         configure(snapshot="live", image_sleep=image_sleep)
         told(notes, "before", QWEN)
         for _ in range(rounds):
