@@ -27,10 +27,11 @@ class Checkpoint:
     `manifest` has the size of each file, and a hash of the small ones; a page file is too large to
     read twice. `canary` is what the server answered to `question`, or else to `canary_prompt`,
     when the image was taken; empty where it was not asked. `back` are the requests that wake an
-    engine which sleeps in the image (vllm.py); `slept_badly`: it did not fall asleep, or did not
-    wake up. `live`: it holds what the server has come to since its start, as no other image does.
-    `directory` is podman's; `place` is where that leads to (place.py), empty where it is none such.
-    `invalid` says why it must not be restored; empty for a good one.
+    engine which sleeps in the image (vllm.py); `slept_badly`: it did not fall asleep, or woke up
+    as another; `overslept`: this image, or the one before it, did not wake up. `live`: it holds
+    what the server has come to since its start, as no other image does. `directory` is podman's;
+    `place` is where that leads to (place.py), empty where it is none such. `invalid` says why it
+    must not be restored; empty for a good one.
     """
 
     model: str
@@ -47,6 +48,7 @@ class Checkpoint:
     question: Question | None = None
     back: tuple[str, ...] = ()
     slept_badly: bool = False
+    overslept: bool = False
     live: bool = False
     place: str = ""
     invalid: str = ""
@@ -114,6 +116,7 @@ class Checkpoint:
                 question=Question.from_json(raw.get("question")),
                 back=files.texts(raw.get("back")),
                 slept_badly=bool(raw.get("slept_badly")),
+                overslept=bool(raw.get("overslept")),
                 live=bool(raw.get("live")),
                 place=str(raw.get("place", "")),
                 invalid=str(raw.get("invalid", "")),

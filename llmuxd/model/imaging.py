@@ -85,6 +85,7 @@ def write(
         seconds=0.0,
         size=0,
         directory=str(directory),
+        overslept=before is not None and before.overslept,
         live=activation.snapshot is Snapshot.LIVE,
         place=str(directory.resolve()) if directory.is_symlink() else "",
     )

@@ -108,6 +108,11 @@ class Start:
         try:
             with self._watch.part("wake"):
                 vllm.take_up(record.port, record.back)
+        except WrongAnswer as error:
+            # Somebody else may fill the GPU just now. Twice in a row it is the sleep's fault.
+            record = replace(record, slept_badly=record.overslept, overslept=True)
+            raise self._not_restored(record, str(error)) from None
+        try:
             with self._watch.part("canary"):
                 self._check_canary(record)
         except WrongAnswer as error:
@@ -115,6 +120,8 @@ class Start:
             record = replace(record, slept_badly=bool(record.back))
             raise self._not_restored(record, str(error)) from None
         _check_image(record, image)
+        if record.overslept:
+            replace(record, overslept=False).save()
         return running
 
     def _usable(self) -> Checkpoint:

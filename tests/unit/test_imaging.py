@@ -90,6 +90,18 @@ def test_a_new_image_takes_the_place_of_the_one_before(container: FakeContainer)
     assert imaging.is_whole(container.facts, RUN)
 
 
+def test_a_new_image_remembers_that_the_one_before_did_not_wake_up(
+    container: FakeContainer,
+) -> None:
+    dump(container, "first")
+    first = Checkpoint.load("a")
+    assert first is not None and not first.overslept
+    replace(first, overslept=True).invalidate("it does not wake up")
+    assert dump(container, "second") is Written.NEW
+    second = Checkpoint.load("a")
+    assert second is not None and second.valid and second.overslept
+
+
 def test_a_dump_that_fails_leaves_the_one_before(container: FakeContainer) -> None:
     dump(container, "first")
     container.fail = break_down

@@ -2,16 +2,18 @@
 """A start, as far as it needs no podman: what is asked once podman has restored."""
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from llmuxd.config import ModelConfig
-from llmuxd.model import engine, identity, port
+from llmuxd.model import engine, identity, port, vllm
 from llmuxd.model.checkpoint import Checkpoint, manifest
 from llmuxd.model.container import Container
 from llmuxd.model.moves import Stopwatch
 from llmuxd.model.process import CommandFailed
+from llmuxd.model.server import WrongAnswer
 from llmuxd.model.starting import CannotRestore, Running, Start
 
 MODEL = ModelConfig(name="facebook/opt-125m", image="localhost/mine", devices=(), canary=False)
@@ -94,3 +96,40 @@ def test_a_restore_that_fails_by_itself_does() -> None:
         _restore(Podman("i1", CommandFailed(["podman"], 125, "CRIU: spins")))
     record = Checkpoint.load(MODEL.name)
     assert record is not None and "CRIU: spins" in record.invalid
+
+
+def _sleeping(*, overslept: bool) -> None:
+    record = Checkpoint.load(MODEL.name)
+    assert record is not None
+    replace(record, back=("/wake_up",), overslept=overslept).save()
+
+
+def _take_up(monkeypatch: pytest.MonkeyPatch, error: WrongAnswer | None) -> None:
+    def take_up(port: int, back: tuple[str, ...]) -> None:
+        if error is not None:
+            raise error
+
+    monkeypatch.setattr(vllm, "take_up", take_up)
+
+
+@pytest.mark.usefixtures("checkpointed")
+@pytest.mark.parametrize("before", [False, True])
+def test_one_that_does_not_wake_is_to_sleep_no_more_the_second_time(
+    monkeypatch: pytest.MonkeyPatch, before: bool
+) -> None:
+    _sleeping(overslept=before)
+    _take_up(monkeypatch, WrongAnswer("it refuses /wake_up with status 500"))
+    with pytest.raises(CannotRestore, match="it refuses /wake_up"):
+        _restore(Podman("i1"))
+    record = Checkpoint.load(MODEL.name)
+    assert record is not None and record.invalid
+    assert record.overslept and record.slept_badly is before
+
+
+@pytest.mark.usefixtures("checkpointed")
+def test_one_that_wakes_is_trusted_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    _sleeping(overslept=True)
+    _take_up(monkeypatch, None)
+    _restore(Podman("i1"))
+    record = Checkpoint.load(MODEL.name)
+    assert record is not None and record.valid and not record.overslept
