@@ -134,8 +134,7 @@ def test_another_container_image_of_that_name_means_a_cold_start() -> None:
         )
         assert counter(OPT) == 1
     finally:
-        sh("systemctl", "stop", names.unit(OPT))
-        sh("podman", "rm", "--ignore", names.container(OPT))
+        sh("llmuxctl", "stop", OPT)
         sh("podman", "rmi", mine)
 
 
