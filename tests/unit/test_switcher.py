@@ -808,7 +808,10 @@ async def test_unit_restarted_by_hand_is_reached_where_it_listens_now() -> None:
         assert stage.units.log == ["start a"]
 
 
-async def test_a_bug_in_a_start_is_no_endless_loop(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_bug_in_a_start_is_no_endless_loop(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pauses, "COOL_DOWN", (60.0,))
     async with on_stage(A) as stage:
 
         async def start(name: str) -> str:
