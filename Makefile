@@ -109,16 +109,22 @@ install-venv:
 	ln -sf $(VENV)/bin/llmuxd $(VENV)/bin/llmuxctl $(DESTDIR)$(BINDIR)/
 	$(MAKE) install-files PYTHON=$(VENV)/bin/python3
 
-# Pins what pyproject.toml asks for, what it is built with, and what the proxy is compared with: the
-# hash of every file.
+# Pins what pyproject.toml asks for, what it is built with, what the proxy is compared with, and
+# the clients that are tried: the hash of every file.
 UV ?= uv
 PIN = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-header --no-annotate
+# What litellm needs for other providers than a server at an address.
+NOT_ASKED = boto3 botocore s3transfer jmespath huggingface-hub hf-xet tokenizers fsspec filelock \
+	tqdm python-dateutil six jsonschema jsonschema-specifications referencing rpds-py
 .PHONY: requirements
 requirements:
 	$(PIN) --output-file packaging/requirements.txt pyproject.toml
 	$(PIN) --output-file packaging/build-requirements.txt packaging/build-requirements.in
 	$(PIN) --output-file tests/bench/litellm.txt tests/bench/litellm.in
+	$(UV) pip compile --quiet --python-version 3.14 --python-platform x86_64-manylinux_2_28 \
+		--generate-hashes --no-header --no-annotate $(foreach name,$(NOT_ASKED),--no-emit-package $(name)) \
+		--output-file tests/machine/clients.txt tests/machine/clients.in
 
 .PHONY: sdist
 sdist:

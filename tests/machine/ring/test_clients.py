@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The clients that people use: OpenAI's and Anthropic's SDKs and curl, each unchanged."""
+"""The clients that people use: OpenAI's and Anthropic's SDKs, litellm, curl, each unchanged."""
 
 import asyncio
 import hashlib
@@ -15,8 +15,8 @@ import pytest
 from llmuxd import names
 
 from . import guest
-from .guest import configure, eventually, sh
-from .test_engines import GEMMA, LLAMA, VOLUMES, _has, _llama
+from .guest import QWEN, configure, eventually, sh
+from .test_engines import GEMMA, LLAMA, VLLM, VOLUMES, _has, _llama, _vllm
 
 CLIENTS = Path("/srv/models/clients")
 KEYS = Path("/etc/llmux/keys.yaml")
@@ -213,6 +213,57 @@ def test_anthropic_retries_times_out_and_leaves() -> None:
     with pytest.raises(anthropic.APITimeoutError):
         hasty.messages.create(**asked)
     eventually(lambda: in_flight(GEMMA) == 0, "the client that gave up frees its place", 5.0)
+
+
+def test_litellm() -> None:
+    two_models()
+    script = Path(__file__).with_name("asks_litellm.py")
+    path = f"PYTHONPATH={CLIENTS}"
+    said = sh("env", path, sys.executable, "-P", str(script), "fake", timeout=300)
+    seen = json.loads(said.splitlines()[-1])
+    assert len(seen["text"].split()) == seen["tokens"] == 5
+    assert seen["streamed"] == seen["async"] == seen["text"]
+    assert seen["missing"] == 404
+
+
+def test_tools_and_structured_output_on_vllm() -> None:
+    """With random weights: a grammar makes them call the tool, whatever they would say."""
+    if not _has(VLLM):
+        pytest.skip("vLLM's CPU build could not be had: its torch wheel is missing")
+    called = ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
+    vllm = _vllm("/srv/models/qwen2.5-3b-instruct", QWEN)
+    configure(
+        {QWEN: vllm | {"args": [*vllm["args"], *called], "aliases": ["qwen"]}},
+        {"volumes": VOLUMES},
+    )
+    city = {"type": "string", "enum": ["Paris", "Rome"]}
+    place: dict[str, Any] = {
+        "type": "object", "properties": {"city": city}, "required": ["city"],
+        "additionalProperties": False,
+    }  # fmt: skip
+    function = {"name": "get_weather", "description": "The weather.", "parameters": place}
+    asked: dict[str, Any] = {
+        "model": "qwen", "messages": HELLO, "max_tokens": 100, "temperature": 0,
+        "tools": [{"type": "function", "function": function}],
+        "tool_choice": {"type": "function", "function": {"name": "get_weather"}},
+    }  # fmt: skip
+    client = openai(timeout=600)
+    (call,) = client.chat.completions.create(**asked).choices[0].message.tool_calls
+    assert call.function.name == "get_weather" and call.id
+    pieces = [
+        piece.function
+        for chunk in client.chat.completions.create(**asked, stream=True)
+        for piece in chunk.choices[0].delta.tool_calls or []
+    ]
+    assert [piece.name for piece in pieces if piece.name] == ["get_weather"]
+    assert "".join(piece.arguments or "" for piece in pieces) == call.function.arguments
+    schema = {"name": "place", "strict": True, "schema": place}
+    told = client.chat.completions.create(
+        model="qwen", messages=HELLO, max_tokens=400, temperature=0,
+        response_format={"type": "json_schema", "json_schema": schema},
+    ).choices[0]  # fmt: skip
+    # It may go on with white space for as long as it is let.
+    assert told.message.content.startswith("{") and '"city"' in told.message.content
 
 
 def test_curl() -> None:
