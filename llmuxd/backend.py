@@ -13,6 +13,9 @@ from aiohttp.client_proto import ResponseHandler
 # that the other side just closed would be lost, so ours are dropped well before.
 KEEPALIVE = 3.0
 
+# Bytes of an answer that are held for a client that is slow to take it; as many may come on top.
+_HELD = 64 * 1024
+
 # What aiohttp would say where the client did not: that a compressed answer is welcome, say.
 _NOT_OURS = (hdrs.ACCEPT, hdrs.ACCEPT_ENCODING, hdrs.CONTENT_TYPE, hdrs.USER_AGENT)
 
@@ -70,6 +73,7 @@ class Backend:
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=10.0),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 auto_decompress=False,
+                read_bufsize=_HELD,
                 skip_auto_headers=_NOT_OURS,
             )
         return self._session

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Passes an engine's answer to the client, as it comes."""
 
+import asyncio
 import json
 import logging
 
@@ -20,6 +21,11 @@ log = logging.getLogger(__name__)
 # An answer of so many bytes is passed on whole: its head and body leave in one packet, and a
 # server that dies in the middle of it is a clean error.
 _SHORT = 64 * 1024
+# A client that takes nothing for so long is let go, in seconds: its request keeps the model from
+# leaving for those that others wait for. nginx's send_timeout is 60.
+STALLED = 300.0
+# Less goes into the kernel's buffer, or waits in ours for the next piece.
+_QUICK = 16 * 1024
 
 
 class Answers:
@@ -54,7 +60,7 @@ class Answers:
                     gaps.observe(time - before)
                 before = time
                 tail.add(chunk)
-                await response.write(chunk)
+                await _write(request, response, chunk)
             await response.write_eof()
         except (aiohttp.ClientError, OSError) as error:
             # The status is out: a broken stream is the only honest end.
@@ -81,6 +87,19 @@ class Answers:
             response.content_length = length
         await response.prepare(request)
         return response
+
+
+async def _write(request: web.BaseRequest, response: web.StreamResponse, chunk: bytes) -> None:
+    transport = request.transport
+    if transport is not None and (len(chunk) > _QUICK or transport.get_write_buffer_size()):
+        # It may be long: the client takes less than it is sent.
+        try:
+            async with asyncio.timeout(STALLED):
+                await response.write(chunk)
+        except TimeoutError:
+            raise ConnectionError(f"its client took nothing for {STALLED:g} s") from None
+    else:
+        await response.write(chunk)
 
 
 async def _pass_whole(

@@ -26,7 +26,7 @@ from .goals import Goals
 from .load import Load
 
 CONNECTIONS = (1, 16, 64, 256)
-PARTS = ("requests", "litellm", "steady", "endure", "streams")
+PARTS = ("requests", "litellm", "steady", "endure", "scraped", "streams")
 PACKAGES = ("nginx-light", "wrk")
 # Where the direct rate at 16 connections was this, 6000 a second were wanted of the proxy.
 REFERENCE_DIRECT = 108_000
@@ -66,9 +66,9 @@ def main() -> int:
             _beside_litellm(goals, scratch, direct, ours)
         if "steady" in parts:
             _steady(goals, arguments.rounds, direct, ours)
-        if "endure" in parts:
-            for scraped in (False, True):
-                _endure(goals, arguments.requests, scratch, direct, scraped)
+        for part in ("endure", "scraped"):
+            if part in parts:
+                _endure(goals, arguments.requests, scratch, direct, part == "scraped")
     if "streams" in parts:
         _streams(goals)
     return 0 if goals.all_met else 1

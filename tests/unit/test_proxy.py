@@ -17,6 +17,7 @@ from aiohttp import web
 
 from llmuxd.backend import Backend
 from llmuxd.policy import Gpu
+from llmuxd.proxy import answer as answer_of_engine
 from llmuxd.proxy.usage import Tail
 from llmuxd.state import State
 from llmuxd.switcher import pauses
@@ -579,6 +580,53 @@ async def test_answer_that_nobody_asked_for_is_not_the_next_ones(house: House, l
             assert await house.post() == (200, {"a": 1})
             reached.set()
             await asyncio.sleep(0.02)
+
+
+async def test_client_that_reads_nothing_is_let_go(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine is held up meanwhile, and llmuxd's memory does not grow."""
+    monkeypatch.setattr(answer_of_engine, "STALLED", 0.3)
+    sent = 0
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        nonlocal sent
+        response = web.StreamResponse()
+        await response.prepare(request)
+        while True:
+            await response.write(b"x" * 10_000)
+            sent += 10_000
+
+    house.engine.answer = answer
+    reader, writer = await asyncio.open_connection("127.0.0.1", house.port, limit=1024)
+    text = json.dumps(ASK).encode()
+    writer.write(f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(text)}\r\n\r\n".encode())
+    writer.write(text)
+    await house.engine.gone.wait()
+    await house.idle()
+    # What the kernel holds of three connections, and ours.
+    assert sent < 30_000_000
+    writer.close()
+    with contextlib.suppress(ConnectionError):
+        await writer.wait_closed()
+
+
+async def test_client_that_reads_slowly_is_served(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answer_of_engine, "STALLED", 0.5)
+    size = 8_000_000
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        return web.Response(body=io.BytesIO(b"x" * size))
+
+    house.engine.answer = answer
+    async with house.client.post(house.url + CHAT, json=ASK) as response:
+        got = 0
+        while piece := await response.content.read(500_000):
+            got += len(piece)
+            await asyncio.sleep(0.05)
+    assert got == size
 
 
 async def test_mistake_of_ours_in_mid_answer_gives_no_second_status(
