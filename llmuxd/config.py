@@ -46,7 +46,7 @@ OF_CONTAINER = frozenset(
 _UNIT = re.compile(r"[A-Za-z0-9:_.\\-]+(?:@[A-Za-z0-9:_.\\-]+)?\.service")
 # The number of the way in which container.py turns a definition into podman's flags: 1 had none of
 # its locks, 2 was in podman's network with all others, 3 reached from its own whatever the host
-# does. A checkpoint of another number is not restored.
+# does, and had podman's /dev/shm. A checkpoint of another number is not restored.
 CONTAINER_FORM = 4
 # The C loader is ten times faster, and llmux-model reads the file at each start; it is
 # missing where PyYAML was built without libyaml.

@@ -3,6 +3,7 @@
 
 import json
 import logging
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,9 @@ REMOVE_TIMEOUT = 60.0
 RUN_TIMEOUT = 300.0
 DUMP_TIMEOUT = 900.0
 STOP_GRACE = 10
+# What podman and the kernel both take for a size.
+_SHM_SIZE = re.compile(r"([0-9]{1,15})([kKmMgG]?)[iI]?[bB]?")
+_SHM = {"--ipc", "--shm-size", "--mount", "--tmpfs", "--volume", "-v"}
 # How podman says that it has no such image; it exits with 125 for any other trouble too.
 _NO_IMAGE = ("image not known", "no such image")
 
@@ -114,10 +118,8 @@ class Container:
             "--log-driver=journald",
             "--conmon-pidfile", str(conmon_pidfile(model.name)),
             "--publish", f"127.0.0.1:{port}:{model.port}",
-            # vLLM's workers talk through /dev/shm; podman's 64 MB are too few.
-            "--shm-size", model.shm_size,
         ]  # fmt: skip
-        argv += self._locks() + network
+        argv += self._shm() + self._locks() + network
         for key, value in self._environment().items():
             argv += ["--env", f"{key}={value}"]
         for volume in self._volumes():
@@ -125,6 +127,23 @@ class Container:
         for device in model.device_names:
             argv += ["--device", device]
         run([*argv, *model.podman_args, model.image, *self._arguments()], RUN_TIMEOUT)
+
+    def _shm(self) -> list[str]:
+        """Its /dev/shm, through which vLLM's processes talk; podman's 64 MB are too few.
+
+        A tmpfs of its own, which CRIU writes with the holes left out. podman would copy what is in
+        its own to the last zero, 400 MB of vLLM's ring buffers, and hold all of that in memory
+        after each restore. Not with devices: that was tried with podman's only.
+        """
+        model = self._model
+        size = _SHM_SIZE.fullmatch(model.shm_size)
+        named = {word.partition("=")[0] for word in model.podman_args}
+        if any("/dev/shm" in volume for volume in model.volumes):
+            named.add("--volume")
+        if size is None or model.device_names or named & _SHM:
+            return ["--shm-size", model.shm_size]
+        options = f"rw,nosuid,nodev,noexec,notmpcopyup,mode=1777,size={size[1]}{size[2].lower()}"
+        return ["--ipc=none", f"--tmpfs=/dev/shm:{options}"]
 
     def _locks(self) -> list[str]:
         """What the container may not; config.CONTAINER_FORM counts the changes here."""

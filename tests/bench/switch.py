@@ -137,8 +137,11 @@ def ask(model: str, port: int = 4000) -> str:
 
 
 def by_hand(bench: Bench) -> None:
-    """The seed's flow; each restore in a unit of its own, where podman finds its cgroup again."""
-    configure(snapshot="live")
+    """The seed's flow; each restore in a unit of its own, where podman finds its cgroup again.
+
+    The containers have podman's own /dev/shm, as those have that people make.
+    """
+    configure(snapshot="live", podman_args=["--shm-size=2g"])
     sh("llmuxctl", "warmup", timeout=600)
     ports = {model: int(guest.record(model)["port"]) for model in MODELS}
     sh("systemctl", "stop", "llmuxd.socket", "llmuxd.service")

@@ -2,6 +2,7 @@
 import json
 import subprocess
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -130,3 +131,31 @@ def test_conmon_knows_the_containers_first_process(
 
 def test_without_a_conmon_podman_is_asked() -> None:
     assert container.Container(ModelConfig("a", "i")).pids() is None
+
+
+@pytest.mark.parametrize(
+    ("written", "size"), [("2g", "2g"), ("512M", "512m"), ("1GiB", "1g"), ("4096", "4096")]
+)
+def test_dev_shm_is_the_containers_own(
+    written: str, size: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    argv = argv_of(ModelConfig("a", "i", devices=(), shm_size=written), monkeypatch)
+    [tmpfs] = [word for word in argv if word.startswith("--tmpfs=/dev/shm:")]
+    assert tmpfs.endswith(f",mode=1777,size={size}")
+    assert "--ipc=none" in argv and "--shm-size" not in argv
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"shm_size": "1.5g"}, {"devices": None}, {"devices": ("/dev/kfd",)},
+        {"podman_args": ("--ipc=host",)}, {"podman_args": ("--volume", "/x:/dev/shm")}, {"volumes": ("/x:/dev/shm",)},
+    ],
+)  # fmt: skip
+def test_or_podmans_where_that_is_not_known_to_work(
+    how: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = replace(ModelConfig("a", "i", devices=()), **how)  # type: ignore[arg-type]
+    given = set(pairwise(argv_of(model, monkeypatch)))
+    assert ("--shm-size", model.shm_size) in given
+    assert not any(word.startswith("--ipc=none") for pair in given for word in pair)
