@@ -65,7 +65,8 @@ class Bench:
         """What was measured before, by a run that kept it in `path`."""
         bench = cls(rounds, switches)
         if path is not None and path.exists():
-            vars(bench).update(json.loads(path.read_text()) | {"rounds": rounds})
+            vars(bench).update(json.loads(path.read_text()))
+            bench.rounds, bench.switches = rounds, switches
         return bench
 
     def keep(self, path: Path | None) -> None:
