@@ -104,7 +104,9 @@ def write(
         tell(RELEASED)
         with watch.part("sync"):
             _sync(directory)
-        size, seconds = disk_usage(directory), watch.move().seconds
+        shm = directory.with_name(SHM)
+        size = disk_usage(directory) + (shm.stat().st_blocks * 512 if shm.exists() else 0)
+        seconds = watch.move().seconds
         # Should it be too large to be kept, the next one is not even written.
         record = replace(record, seconds=seconds, size=size)
         room.hold(size)
@@ -222,7 +224,8 @@ def _let_go(activation: Activation, before: Checkpoint | None) -> tuple[str, ...
 
 def _sync(directory: Path) -> None:
     """Have it on the disk before the record says so: a power cut must not leave empty pages."""
-    for path in [*directory.iterdir(), directory]:
+    shm = directory.with_name(SHM)
+    for path in [*directory.iterdir(), *([shm] if shm.exists() else []), directory]:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW * (path != directory))
         try:
             os.fsync(descriptor)

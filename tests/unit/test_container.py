@@ -149,7 +149,8 @@ def test_dev_shm_is_the_containers_own(
     "how",
     [
         {"shm_size": "1.5g"}, {"devices": None}, {"devices": ("/dev/kfd",)},
-        {"podman_args": ("--ipc=host",)}, {"podman_args": ("--volume", "/x:/dev/shm")}, {"volumes": ("/x:/dev/shm",)},
+        {"podman_args": ("--ipc=host",)}, {"podman_args": ("--volume", "/x:/dev/shm")},
+        {"volumes": ("/x:/dev/shm",)},
     ],
 )  # fmt: skip
 def test_or_podmans_where_that_is_not_known_to_work(

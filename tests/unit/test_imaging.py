@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """What is on disk after a dump, and after a crash in the middle of one."""
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from llmuxd.config import ModelConfig
-from llmuxd.model import cgroup, identity, imaging, keeping
+from llmuxd.model import cgroup, checkpoint, identity, imaging, keeping
 from llmuxd.model.activation import RELEASED, Activation
 from llmuxd.model.checkpoint import Checkpoint
 from llmuxd.model.container import Container, Facts
@@ -205,3 +206,15 @@ def test_one_that_is_larger_than_all_may_be_is_not_written_again(
     assert dump(container, "second", limits=Limits(space=1)) is Written.NOTHING
     assert container.told == []
     assert dump(container, "third") is Written.NEW
+
+
+def test_what_podman_keeps_beside_the_image_is_part_of_it(
+    container: FakeContainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.readlink(f"/proc/self/fd/{fd}")))
+    dump(container, "first")
+    assert str(container.facts.userdata / imaging.SHM) in synced
+    record = Checkpoint.load("a")
+    assert record is not None
+    assert record.size > checkpoint.disk_usage(container.facts.checkpoint_directory)
