@@ -267,20 +267,23 @@ class _Plan:
     def _send_away(self, victims: list[ModelView], waiter: ModelView) -> bool:
         """Drain all of them or none: one that left early would leave its place empty.
 
-        Whether all of them go now.
+        Where the waiter is late, whoever can goes. Whether all of them go now.
         """
         # One that was woken for a request serves it first; while it comes, nobody can stop it.
         ready = [v for v in victims if v.stage is Stage.IN and v.waiting_since is None]
-        if not waiter.gpus & self._late:
+        late = bool(waiter.gpus & self._late)
+        if not late:
             kept = max((keeps_until(victim, waiter) for victim in ready), default=0.0)
             if kept > self._now:
                 self.ask_again(kept)
                 return False
         going = [victim for victim in ready if victim.may_leave_at <= self._now]
-        self._drain += [victim.name for victim in going]
         for victim in ready:
             self.ask_again(victim.may_leave_at)
-        return len(going) == len(victims)
+        all_go = len(going) == len(victims)
+        if all_go or late:
+            self._drain += [victim.name for victim in going]
+        return all_go
 
 
 def _without_held(gpus: Mapping[int, Gpu]) -> dict[int, Gpu]:

@@ -490,3 +490,22 @@ async def test_a_stop_ends_what_a_cancelled_job_left() -> None:
         gate.open()
         await asyncio.sleep(100)
         assert "start a" not in stage.units.log
+
+
+@simulated
+async def test_nobody_leaves_before_all_can_who_have_to() -> None:
+    """Its place would be empty, and for nothing where the job is cancelled."""
+    async with on_stage(a_model("a", 0, 1), B, a_model("d", 1)) as stage:
+        await stage.ask("b")
+        coming = stage.units.hold("start", "d")
+        other = stage.client("d")
+        await coming.reached.wait()
+        job = stage.switcher.switch("a")
+        await asyncio.sleep(10)
+        assert serving(stage) == ["b"]
+        coming.open()
+        await other.finish()
+        assert await stage.result(job) == "done"
+        assert stage.units.log[-3:] in (
+            ["stop b", "stop d", "start a"], ["stop d", "stop b", "start a"]
+        )  # fmt: skip
