@@ -45,14 +45,12 @@ class Following:
         if not comes or model.queued or model.in_flight:
             return False
         self._orphans.setdefault(model.name, []).append(task)
-        self._count(model)
+        self._count(model, 1)
         return True
 
     def disown(self, model: Model) -> None:
         """An operator wants it out: nothing of what was cancelled brings it in any more."""
-        for task in self._orphans.pop(model.name, []):
-            task.cancel()
-        self._count(model)
+        self._end(model.name, model)
 
     def take(self, decision: Decision) -> None:
         """Before those are activated who are to come in."""
@@ -98,14 +96,20 @@ class Following:
             return
         # Whoever asked for it meanwhile has it.
         used = model is not None and model.in_flight > 0
-        for task in self._orphans.pop(name):
-            if stage is not Stage.IN or used:
-                task.cancel()
-        if model is not None:
-            self._count(model)
+        if model is None or stage is not Stage.IN or used:
+            self._end(name, model)
+        else:
+            self._count(model, -len(self._orphans.pop(name)))
 
-    def _count(self, model: Model) -> None:
-        model.orphans = len(self._orphans.get(model.name, ()))
+    def _end(self, name: str, model: Model | None) -> None:
+        """Cancel them; each is one until it has withdrawn its wish."""
+        for task in self._orphans.pop(name, ()):
+            if model is not None:
+                task.add_done_callback(lambda _, model=model: self._count(model, -1))  # type: ignore[misc]
+            task.cancel()
+
+    def _count(self, model: Model, change: int) -> None:
+        model.orphans += change
         self._fleet.changed(model)
 
     def _succeed(self, name: str, time: float) -> float:
