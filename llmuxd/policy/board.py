@@ -267,12 +267,11 @@ class _Plan:
     def _send_away(self, victims: list[ModelView], waiter: ModelView) -> bool:
         """Drain all of them or none: one that left early would leave its place empty.
 
-        Where the waiter is late, whoever can goes. Whether all of them go now.
+        Whether all of them go now.
         """
         # One that was woken for a request serves it first; while it comes, nobody can stop it.
         ready = [v for v in victims if v.stage is Stage.IN and v.waiting_since is None]
-        late = bool(waiter.gpus & self._late)
-        if not late:
+        if not waiter.gpus & self._late:
             kept = max((keeps_until(victim, waiter) for victim in ready), default=0.0)
             if kept > self._now:
                 self.ask_again(kept)
@@ -280,10 +279,10 @@ class _Plan:
         going = [victim for victim in ready if victim.may_leave_at <= self._now]
         for victim in ready:
             self.ask_again(victim.may_leave_at)
-        all_go = len(going) == len(victims)
-        if all_go or late:
-            self._drain += [victim.name for victim in going]
-        return all_go
+        if len(going) < len(victims):
+            return False
+        self._drain += [victim.name for victim in going]
+        return True
 
 
 def _without_held(gpus: Mapping[int, Gpu]) -> dict[int, Gpu]:
