@@ -68,10 +68,20 @@ class Stage:
         self.switcher = Switcher(self.config, self.units, gauge)
         self.served: list[str] = []
         self.ended: list[Job] = []
+        self.loop: asyncio.Task[None] | None = None
         self._clients: list[Client] = []
         self._changed = asyncio.Event()
         self.switcher.listeners.append(self.heard)
         self.hear_jobs()
+
+    def run(self) -> None:
+        """It decides from now on, until the stage is closed."""
+        self.loop = asyncio.create_task(self.switcher.run())
+
+    async def take_over(self) -> None:
+        """The same where units run already."""
+        await self.switcher.adopt()
+        self.run()
 
     def hear_jobs(self) -> None:
         """Hear of the jobs' ends, after whoever hears of them already."""
@@ -124,6 +134,16 @@ class Stage:
         await self.until(lambda: job in self.ended)
         return str(job.result)
 
+    async def cancel(self, job: Job) -> None:
+        """Have it give up, and it is gone."""
+        self.switcher.jobs.cancel(job.number)
+        assert await self.result(job) == "canceled"
+
+    def serving(self) -> list[str]:
+        """The models that serve."""
+        names = self.switcher.names()
+        return [name for name in names if self.switcher.state(name) is State.SERVING]
+
     def reload(self, *models: ModelConfig) -> None:
         """As if llmux.yaml had other models now."""
         self.units.config = a_config(*models)
@@ -146,15 +166,16 @@ async def on_stage(
 ) -> AsyncIterator[Stage]:
     """A running switcher; everything ends with the block."""
     stage = Stage(*models, gauge=gauge)
-    loop = asyncio.create_task(stage.switcher.run()) if run else None
+    if run:
+        stage.run()
     try:
         yield stage
     finally:
         await stage.close()
         await stage.switcher.close()
-        if loop is not None:
-            if loop.done():
-                loop.result()
-            loop.cancel()
+        if stage.loop is not None:
+            if stage.loop.done():
+                stage.loop.result()
+            stage.loop.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                await loop
+                await stage.loop

@@ -47,8 +47,7 @@ async def test_before_its_first_step_nothing_has_happened(kind: str) -> None:
         await stage.ask("b" if kind in IN else "a")
         log = list(stage.units.log)
         job = BEGIN[kind](stage.switcher, "a")
-        stage.switcher.jobs.cancel(job.number)
-        assert await stage.result(job) == "canceled"
+        await stage.cancel(job)
         await stage.settle()
         assert stage.units.log == log
         await goes_on(stage)
@@ -63,8 +62,7 @@ async def test_while_another_one_drains_nothing_has_happened(kind: str) -> None:
         log = list(stage.units.log)
         job = BEGIN[kind](stage.switcher, "a")
         await stage.settle()
-        stage.switcher.jobs.cancel(job.number)
-        assert await stage.result(job) == "canceled"
+        await stage.cancel(job)
         await stage.ask("b")
         assert stage.switcher.state("b") is State.SERVING
         await client.finish()
@@ -80,8 +78,7 @@ async def test_while_another_one_leaves_all_goes_on(kind: str) -> None:
         gate = stage.units.hold("stop", "b")
         job = BEGIN[kind](stage.switcher, "a")
         await gate.reached.wait()
-        stage.switcher.jobs.cancel(job.number)
-        assert await stage.result(job) == "canceled"
+        await stage.cancel(job)
         gate.open()
         await stage.until_state("a", END[kind])
         moves = ["start b", "stop b", "start a", "stop a"]
@@ -98,8 +95,7 @@ async def test_one_that_nobody_leaves_for_does_not_go_on() -> None:
         await gate.reached.wait()
         job = stage.switcher.switch("a")
         await stage.settle()
-        stage.switcher.jobs.cancel(job.number)
-        assert await stage.result(job) == "canceled"
+        await stage.cancel(job)
         gate.open()
         await client.finish()
         await stage.until_idle()
@@ -113,8 +109,7 @@ async def test_while_it_starts_it_goes_on(kind: str) -> None:
         gate = stage.units.hold("start", "a")
         job = BEGIN[kind](stage.switcher, "a")
         await gate.reached.wait()
-        stage.switcher.jobs.cancel(job.number)
-        assert await stage.result(job) == "canceled"
+        await stage.cancel(job)
         gate.open()
         await stage.until_state("a", END[kind])
         assert stage.units.log == ["start a", "stop a"][: 2 if kind == "warmup" else 1]
@@ -130,8 +125,7 @@ async def test_a_warm_up_that_drains_what_it_started_goes_on() -> None:
         gate.open()
         await client.admitted.wait()
         await stage.until_state("a", State.DRAINING)
-        stage.switcher.jobs.cancel(job.number)
-        assert await stage.result(job) == "canceled"
+        await stage.cancel(job)
         await client.finish()
         await stage.until_state("a", State.CHECKPOINTED)
         await goes_on(stage)
@@ -143,8 +137,7 @@ async def test_a_warm_up_of_one_that_serves_is_cancelled_while_it_drains() -> No
         await client.admitted.wait()
         job = stage.switcher.warmup("a")
         await stage.until_state("a", State.DRAINING)
-        stage.switcher.jobs.cancel(job.number)
-        assert await stage.result(job) == "canceled"
+        await stage.cancel(job)
         await stage.ask("a")
         assert stage.units.log == ["start a"]
         await client.finish()
@@ -158,8 +151,7 @@ async def test_while_it_drains_nothing_has_happened(kind: str) -> None:
         await client.admitted.wait()
         job = BEGIN[kind](stage.switcher, "a")
         await stage.until_state("a", State.DRAINING)
-        stage.switcher.jobs.cancel(job.number)
-        assert await stage.result(job) == "canceled"
+        await stage.cancel(job)
         await stage.ask("a")
         assert stage.switcher.state("a") is State.SERVING
         assert stage.units.log == ["start a"]
@@ -175,8 +167,7 @@ async def test_while_it_leaves_the_leaving_goes_on(kind: str) -> None:
         gate = stage.units.hold(OUT.get(kind, "stop"), "a")
         job = BEGIN[kind](stage.switcher, "a")
         await gate.reached.wait()
-        stage.switcher.jobs.cancel(job.number)
-        assert await stage.result(job) == "canceled"
+        await stage.cancel(job)
         gate.open()
         await stage.until_state("a", END[kind])
         await goes_on(stage)

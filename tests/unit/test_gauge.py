@@ -188,12 +188,7 @@ async def test_preloading_knows_the_room() -> None:
     models = [replace(small(name, 12), preload=True) for name in ("a", "b", "c")]
     async with on_host(*models) as (_, stage):
         await stage.switcher.adopt()
-        await stage.until(lambda: _serving(stage) == ["a", "b"])
+        await stage.until(lambda: stage.serving() == ["a", "b"])
         await stage.settle()
-        assert _serving(stage) == ["a", "b"]
+        assert stage.serving() == ["a", "b"]
         assert "stop" not in " ".join(stage.units.log)
-
-
-def _serving(stage: Stage) -> list[str]:
-    switcher = stage.switcher
-    return [name for name in switcher.names() if switcher.state(name) is State.SERVING]
