@@ -12,7 +12,7 @@ from .. import names
 from ..config import ModelConfig
 from . import seccomp, vllm
 from .activation import conmon_pidfile
-from .network import LABEL, Network
+from .network import Network
 from .process import CommandFailed, plain, run
 
 log = logging.getLogger("llmux-model")
@@ -26,8 +26,11 @@ STOP_GRACE = 10
 # What podman and the kernel both take for a size.
 _SHM_SIZE = re.compile(r"([0-9]{1,15})([kKmMgG]?)[iI]?[bB]?")
 _SHM = {"--ipc", "--shm-size", "--mount", "--tmpfs", "--volume", "-v"}
-# How podman says that it has no such image; it exits with 125 for any other trouble too.
+# How podman says that it has no such thing; it exits with 125 for any other trouble too.
 _NO_IMAGE = ("image not known", "no such image")
+_NO_NETWORK = ("network not found", "no such network")
+# On a container and its network: the name of the model.
+LABEL = "org.llmux.model"
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class Facts:
 
 
 class Container:
-    """The container of one model."""
+    """The container of one model, and the network that it alone is in."""
 
     def __init__(self, model: ModelConfig):
         self._model = model
@@ -106,7 +109,7 @@ class Container:
     def run(self, port: int) -> None:
         """Create and start it afresh, published on 127.0.0.1:`port`."""
         model = self._model
-        network = self.network.create()
+        network = self._make_network()
         argv = [
             "podman", "run", "--detach",
             "--name", self.name,
@@ -222,7 +225,41 @@ class Container:
             # is gone already, and does the rest all the same.
             log.warning("%s", error)
             run(argv, REMOVE_TIMEOUT)
-        self.network.remove()
+        self.remove_network()
+
+    def _make_network(self) -> list[str]:
+        """Make its network; what podman run is to be given for it."""
+        if not self.network.is_ours:
+            return []
+        argv = [
+            "podman", "network", "create",
+            "--label", f"{LABEL}={self._model.name}",
+            "--interface-name", self.network.bridge,
+            # No packet goes from one such network to another.
+            "--opt", "isolate=true",
+            # There is nobody in it to be found by name, and podman's server of names would stay
+            # in the unit's cgroup. The host's own servers are asked.
+            "--disable-dns",
+            self.name,
+        ]  # fmt: skip
+        try:
+            run(argv, QUERY_TIMEOUT)
+        except CommandFailed as error:
+            if "already exists" not in error.reason:
+                raise
+            # Left by one that was cut short, and perhaps with another reach.
+            self.remove_network()
+            run(argv, QUERY_TIMEOUT)
+        return [f"--network={self.name}"]
+
+    def remove_network(self) -> None:
+        """Make its network not exist; the container does not any more."""
+        try:
+            run(["podman", "network", "rm", self.name], QUERY_TIMEOUT)
+        except CommandFailed as error:
+            if not any(words in error.reason for words in _NO_NETWORK):
+                # Nothing of the model's is in it; its next start removes it.
+                log.warning("its network stays: %s", error)
 
     def last_words(self) -> str:
         """The last line that the server wrote, one line; empty where there is none."""
@@ -232,6 +269,13 @@ class Container:
             return ""
         written = [line for raw in lines.splitlines() if (line := plain(raw).strip())]
         return written[-1][:300] if written else ""
+
+
+def network_owners() -> list[str]:
+    """The models that have a network."""
+    argv = ["podman", "network", "ls", "--filter", f"label={LABEL}", "--format", "json"]
+    found = json.loads(run(argv, QUERY_TIMEOUT) or "[]")
+    return [str(network["labels"][LABEL]) for network in found]
 
 
 def criu_version() -> str:

@@ -179,7 +179,7 @@ class Lifecycle(Attending):
         facts = self._container.inspect()
         if facts is None:
             # A start that was cut short may have come no further than to this.
-            self._container.network.remove()
+            self._container.remove_network()
             return
         record = Checkpoint.load(self._model.name)
         imaging.settle(facts.checkpoint_directory, record)

@@ -9,9 +9,9 @@ container, which a power cut leaves, go too.
 import logging
 
 from ..config import ModelConfig
-from . import network
 from .activation import Busy
 from .checkpoint import Checkpoint, recorded
+from .container import network_owners
 from .keeping import InUse, at_rest, discard
 from .process import CommandFailed
 
@@ -46,7 +46,7 @@ def _sweep(name: str, model: ModelConfig | None) -> None:
 def sweep_networks() -> None:
     """Remove the networks of models that neither run nor have a container."""
     try:
-        owners = network.owners()
+        owners = network_owners()
     except CommandFailed as error:
         log.info("no network was looked for that is of no use: %s", error)
         return
@@ -61,4 +61,4 @@ def _sweep_network(name: str) -> None:
     with at_rest(name) as container:
         if container.inspect() is None:
             log.info("removing the network of %s, which has no container", name)
-            container.network.remove()
+            container.remove_network()

@@ -10,7 +10,7 @@ import pytest
 
 from llmuxd import files
 from llmuxd.config import ModelConfig, Sleep
-from llmuxd.model import container, network, seccomp, vllm
+from llmuxd.model import container, seccomp, vllm
 from llmuxd.model.activation import conmon_pidfile
 
 
@@ -23,7 +23,6 @@ def argv_of(model: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return ""
 
     monkeypatch.setattr(container, "run", run)
-    monkeypatch.setattr(network, "run", run)
     container.Container(model).run(21000)
     return seen
 

@@ -7,7 +7,8 @@ import pytest
 
 from llmuxd import names
 from llmuxd.config import ModelConfig, Reach
-from llmuxd.model import network
+from llmuxd.model import container, network
+from llmuxd.model.container import LABEL, Container
 from llmuxd.model.network import Network
 from llmuxd.model.process import CommandFailed
 
@@ -27,25 +28,26 @@ class Podman:
         for words, reason in self.fails.items():
             if tuple(argv[: len(words)]) == words:
                 raise CommandFailed(argv, 125, reason)
-        return json.dumps([{"labels": {network.LABEL: "a/b"}}]) if "ls" in argv else ""
+        return json.dumps([{"labels": {LABEL: "a/b"}}]) if "ls" in argv else ""
 
     @property
     def verbs(self) -> list[str]:
-        return [argv[2] if argv[0] == "podman" else argv[0] for argv in self.called]
+        return [argv[2] if argv[1] == "network" else argv[1] for argv in self.called]
 
 
 @pytest.fixture
 def podman(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Podman:
     made = Podman(**getattr(request, "param", {}))
-    monkeypatch.setattr(network, "run", made.run)
+    for module in (container, network):
+        monkeypatch.setattr(module, "run", made.run)
     return made
 
 
 @pytest.mark.parametrize("reach", list(Reach))
 def test_the_bridge_says_how_far_the_container_reaches(reach: Reach, podman: Podman) -> None:
-    mine = Network(ModelConfig("a", "i", network=reach))
-    assert mine.create() == [f"--network={NAME}"]
-    (argv,) = podman.called
+    Container(ModelConfig("a", "i", network=reach)).run(21000)
+    argv, run = podman.called
+    assert run[:2] == ["podman", "run"] and f"--network={NAME}" in run
     assert argv[:3] == ["podman", "network", "create"] and argv[-1] == NAME
     assert {"isolate=true", "--disable-dns", "org.llmux.model=a"} <= set(argv)
     bridge = f"llmux{reach[0]}-{names.digest('a')}"
@@ -56,10 +58,11 @@ def test_the_bridge_says_how_far_the_container_reaches(reach: Reach, podman: Pod
 
 @pytest.mark.parametrize("words", [("--network=host",), ("--net", "slirp4netns")])
 def test_a_network_that_is_configured_is_taken(words: tuple[str, ...], podman: Podman) -> None:
-    mine = Network(ModelConfig("a", "i", podman_args=words))
-    mine.close()
-    assert mine.create() == []
-    assert podman.called == []
+    mine = Container(ModelConfig("a", "i", podman_args=words))
+    mine.network.close()
+    mine.run(21000)
+    (argv,) = podman.called
+    assert argv[:2] == ["podman", "run"] and f"--network={NAME}" not in argv
 
 
 @pytest.mark.parametrize(("reach", "loaded"), [("private", 1), ("internet", 1), ("open", 0)])
@@ -89,7 +92,7 @@ def test_rules_that_cannot_be_loaded_are_told_with_what_to_do(podman: Podman) ->
 def test_a_network_that_was_left_is_made_anew(podman: Podman) -> None:
     """It may be one of another reach."""
     with pytest.raises(CommandFailed):
-        Network(MODEL).create()
+        Container(MODEL).run(21000)
     assert podman.verbs == ["create", "rm", "create"]
 
 
@@ -98,7 +101,7 @@ def test_a_network_that_was_left_is_made_anew(podman: Podman) -> None:
 )
 def test_without_a_network_there_is_no_start(podman: Podman) -> None:
     with pytest.raises(CommandFailed, match="free subnet"):
-        Network(MODEL).create()
+        Container(MODEL).run(21000)
     assert podman.verbs == ["create"]
 
 
@@ -113,10 +116,10 @@ def test_without_a_network_there_is_no_start(podman: Podman) -> None:
 def test_a_network_that_stays_keeps_nothing_from_its_end(
     podman: Podman, told: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    Network(MODEL).remove()
+    Container(MODEL).remove_network()
     assert podman.verbs == ["rm"]
     assert len(caplog.records) == told
 
 
 def test_owners_are_the_models_by_their_own_names(podman: Podman) -> None:
-    assert network.owners() == ["a/b"]
+    assert container.network_owners() == ["a/b"]

@@ -6,11 +6,10 @@ import pytest
 
 from llmuxd import files
 from llmuxd.config import ModelConfig
-from llmuxd.model import cgroup, network, sweeping
+from llmuxd.model import cgroup, sweeping
 from llmuxd.model.activation import one_at_a_time
 from llmuxd.model.checkpoint import Checkpoint
 from llmuxd.model.container import Container
-from llmuxd.model.network import Network
 from llmuxd.model.process import CommandFailed
 
 from .fake_units import a_checkpoint, a_model, an_activation
@@ -68,8 +67,8 @@ def test_one_that_is_on_its_way_keeps_it(removed: list[str]) -> None:
 def networks(removed: list[str], monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The networks that were removed, of those of the models a, b and gone; only b has more."""
     names: list[str] = []
-    monkeypatch.setattr(network, "owners", lambda: ["a", "b", "gone"])
-    monkeypatch.setattr(Network, "remove", lambda network: names.append(network.name))
+    monkeypatch.setattr(sweeping, "network_owners", lambda: ["a", "b", "gone"])
+    monkeypatch.setattr(Container, "remove_network", lambda it: names.append(it.name))
     monkeypatch.setattr(
         Container, "inspect", lambda it: it if it.name.startswith("llmux-b") else None
     )
@@ -94,6 +93,6 @@ def test_where_podman_does_not_work_nothing_is_swept(
     def fail() -> list[str]:
         raise CommandFailed(["podman"], 125, "no")
 
-    monkeypatch.setattr(network, "owners", fail)
+    monkeypatch.setattr(sweeping, "network_owners", fail)
     sweeping.sweep_networks()
     assert networks == []
