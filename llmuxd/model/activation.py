@@ -109,7 +109,22 @@ class Activation:
     @staticmethod
     def forget(model: str) -> None:
         """The unit is down."""
-        _path(model).unlink(missing_ok=True)
+        for path in (_path(model), _place_path(model)):
+            path.unlink(missing_ok=True)
+
+
+def note_place(model: str, gpus: Sequence[int]) -> None:
+    """The unit begins to start the model on these GPUs; known from here on until it is down."""
+    files.write_json(_place_path(model), {"gpus": list(gpus)})
+
+
+def noted_place(model: str) -> tuple[int, ...] | None:
+    """Where the unit of a model is that is not down; None where it has not told."""
+    gpus = (files.read_json(_place_path(model)) or {}).get("gpus")
+    try:
+        return tuple(int(gpu) for gpu in gpus) if isinstance(gpus, list) else None
+    except ValueError:
+        return None
 
 
 def order_leave(model: str, leave: Leave, wanted: Sequence[str] = ()) -> None:
@@ -230,6 +245,10 @@ def was_kept(model: str) -> bool:
 
 def _path(model: str) -> Path:
     return files.runtime_root() / f"{names.slug(model)}.json"
+
+
+def _place_path(model: str) -> Path:
+    return files.runtime_root() / f"{names.slug(model)}.place.json"
 
 
 def _order_path(model: str) -> Path:

@@ -3,13 +3,21 @@
 
 import logging
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import replace
 
 import sdnotify
 
 from ..events import Event, about
 from . import parking, resident
-from .activation import Activation, Way, one_at_a_time, take_park_order
+from .activation import (
+    Activation,
+    Way,
+    note_place,
+    one_at_a_time,
+    stopping_mark,
+    take_park_order,
+)
 from .moves import Direction, Stopwatch
 
 log = logging.getLogger("llmux-model")
@@ -77,6 +85,11 @@ class Attending(ABC):
             log.error("%s", error, extra=about(Event.WAKE_FAILED, phase=verb))
             return f"failed: {error}"
         return "done"
+
+    def _begin(self, gpus: Sequence[int]) -> None:
+        """It starts, on these GPUs; what an earlier run was told counts no more."""
+        stopping_mark(self._name).unlink(missing_ok=True)
+        note_place(self._name, gpus)
 
     def _park(self, activation: Activation) -> None:
         with one_at_a_time(self._name):

@@ -56,7 +56,7 @@ class Lifecycle(Attending):
         watch = Stopwatch("start")
         limit = self._model.start_timeout + 2 * self._model.restore_timeout + PODMAN_MARGIN
         self._notify(f"EXTEND_TIMEOUT_USEC={int(limit * 1e6)}")
-        stopping_mark(self._model.name).unlink(missing_ok=True)
+        self._begin(self._model.gpus)
         with one_at_a_time(self._model.name):
             running = Start(self._model, self._container, self.tell, watch).run()
         move = watch.move()

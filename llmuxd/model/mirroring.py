@@ -45,7 +45,7 @@ class Mirror(Attending):
         watch = Stopwatch(Way.COLD)
         model = self._model
         self._notify(f"EXTEND_TIMEOUT_USEC={int((2 * model.start_timeout + MARGIN) * 1e6)}")
-        stopping_mark(model.name).unlink(missing_ok=True)
+        self._begin(model.gpus)
         with one_at_a_time(model.name):
             mirrored.note(model.name, model.unit)
             main = self._start(watch)

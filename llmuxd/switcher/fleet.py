@@ -7,7 +7,7 @@ from collections.abc import Callable
 from ..backend import Backend
 from ..config import Config
 from ..errors import NoSuchModel
-from ..model.activation import RELEASED, Activation, is_parked, parked_memory
+from ..model.activation import RELEASED, Activation, is_parked, noted_place, parked_memory
 from ..model.checkpoint import Checkpoint
 from ..policy import Stage
 from ..state import State, UnitStatus, derive
@@ -88,6 +88,7 @@ class Fleet:
         checkpoint = await asyncio.to_thread(_load_checkpoint, model.name)
         parked = await asyncio.to_thread(is_parked, model.name)
         held = await asyncio.to_thread(parked_memory, model.name)
+        place = await asyncio.to_thread(noted_place, model.name)
         model.checkpoint = checkpoint
         unit = self.units.status(model.name)
         model.parked = unit.up and parked
@@ -104,6 +105,9 @@ class Fleet:
         elif unit.down:
             await self.close_backend(model)
             model.activation = model.held_gpus = None
+        elif model.held_gpus is None:
+            # On its way before llmuxd was started, and since then the file may say another place.
+            model.held_gpus = place
         self.changed(model)
 
     async def look_at_images(self) -> None:
@@ -155,6 +159,9 @@ class Fleet:
             self._tasks.spawn(self._look_back(model))
         elif status.active == "active" and model.transition is None and model.parked:
             # `systemctl reload` by hand has brought it back.
+            self._tasks.spawn(self.look(model))
+        elif status.active == "activating" and model.held_gpus is None:
+            # By hand, or before llmuxd was started; the first that it does is to tell its place.
             self._tasks.spawn(self.look(model))
         elif not status.up and model.transition is None and model.backend is not None:
             # On its way down, or up again, by hand: the next run listens elsewhere, perhaps.

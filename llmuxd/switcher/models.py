@@ -93,5 +93,5 @@ class Model:
 
     @property
     def held(self) -> tuple[int, ...]:
-        """Its GPUs where it is not out; one that is started by hand says only once it is up."""
+        """Its GPUs where it is not out; those of the configuration where its unit has not told."""
         return self.config.gpus if self.held_gpus is None else self.held_gpus

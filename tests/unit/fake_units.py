@@ -10,7 +10,15 @@ from dbus_next.aio import MessageBus
 
 from llmuxd import files, names
 from llmuxd.config import Config, ModelConfig
-from llmuxd.model.activation import Activation, Leave, Way, take_leave_order, take_park_order
+from llmuxd.model.activation import (
+    Activation,
+    Leave,
+    Way,
+    note_place,
+    noted_place,
+    take_leave_order,
+    take_park_order,
+)
 from llmuxd.model.checkpoint import Checkpoint
 from llmuxd.model.identity import Identity
 from llmuxd.model.parking import Parked
@@ -117,9 +125,10 @@ class FakeUnits(Units):
         return self.status(name)
 
     async def start(self, name: str) -> str:
+        note_place(name, self.gpus_of(name))
         self._set(name, UnitStatus("activating", "start", text="starting"))
         if not await self._verb("start", name):
-            self._set(name, FAILED)
+            self.die(name)
             return "failed"
         self._come_up(name)
         return "done"
@@ -176,7 +185,7 @@ class FakeUnits(Units):
 
     def _come_up(self, name: str) -> None:
         model = self.config.models.get(name)
-        gpus = self.gpus_of(name)
+        gpus = noted_place(name) or self.gpus_of(name)
         self._runs += 1  # each run has a length of its own, as in life
         run = an_activation(name, self.ports.get(name, 1), gpus)
         devices = model.device_names if model else ()

@@ -20,6 +20,7 @@ from llmuxd.model.activation import (
     RELEASED,
     Activation,
     has_parked,
+    note_place,
     one_at_a_time,
     take_leave_order,
     take_park_order,
@@ -862,6 +863,26 @@ async def test_a_parked_unit_is_adopted_as_parked() -> None:
     await stage.switcher.adopt()
     assert stage.switcher.state("a") is State.PARKED
     await stage.switcher.close()
+
+
+@pytest.mark.parametrize("told", ["before", "meanwhile"])
+async def test_one_that_comes_is_where_its_unit_says_whatever_the_file_says(told: str) -> None:
+    """llmuxd was started in the middle of its start, with other GPUs in the file."""
+    async with on_stage(replace(A, gpus=(1,)), B, run=False) as stage:
+        for text in ("", "starting cold"):
+            if text or told == "before":
+                note_place("a", A.gpus)
+            stage.units.by_hand("a", UnitStatus("activating", "start", text=text))
+            if not text:
+                await stage.take_over()
+        client = stage.client("b")
+        await stage.settle()
+        assert stage.units.log == []
+        stage.units.up_by_hand("a")
+        await client.finish()
+        assert stage.units.log == ["stop a", "start b"]
+        assert await stage.result(stage.switcher.switch("a")) == "done"
+        assert stage.serving() == ["a", "b"]
 
 
 async def test_close_leaves_the_units_and_refuses_the_queue() -> None:
