@@ -1,9 +1,22 @@
 # SPDX-License-Identifier: MIT
+import errno
+from pathlib import Path
+
 import pytest
 
 from llmuxd import files
 from llmuxd.model import activation
-from llmuxd.model.activation import Activation, Leave, Way, order_leave, take_leave_order
+from llmuxd.model.activation import (
+    Activation,
+    Leave,
+    Way,
+    is_moved,
+    note_place,
+    noted_place,
+    one_at_a_time,
+    order_leave,
+    take_leave_order,
+)
 
 RUN = Activation(
     model="a/b",
@@ -46,6 +59,38 @@ def test_damaged_file_is_no_activation(damage: dict[str, object]) -> None:
     assert Activation.load("a/b") is None
 
 
+def test_the_place_is_known_from_the_begin_to_the_end() -> None:
+    assert noted_place("a/b") is None
+    note_place("a/b", (0, 1))
+    assert noted_place("a/b") == (0, 1) and noted_place("a-b") is None
+    RUN.save()
+    assert noted_place("a/b") == (0, 1)
+    Activation.forget("a/b")
+    assert noted_place("a/b") is None
+
+
+@pytest.mark.parametrize(("gpus", "place"), [(["x"], None), (None, None), ([], ())])
+def test_a_damaged_place_is_none(gpus: object, place: tuple[int, ...] | None) -> None:
+    note_place("a", (0,))
+    (path,) = files.runtime_root().iterdir()
+    files.write_json(path, {"gpus": gpus})
+    assert noted_place("a") == place
+
+
+def test_who_is_moved_is_known_without_a_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    files.runtime_root().mkdir(parents=True)
+    assert not is_moved("a") and not list(files.runtime_root().iterdir())
+    with one_at_a_time("a"):
+        assert is_moved("a")
+    assert not is_moved("a")
+
+    def full(path: Path) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(Path, "open", full)
+    assert is_moved("a"), "it may be"
+
+
 def test_without_an_order_the_unit_leaves_with_a_checkpoint() -> None:
     assert take_leave_order("a/b").leave is Leave.CHECKPOINT
 
@@ -66,8 +111,9 @@ def test_the_last_order_counts() -> None:
 def test_files_of_a_model_do_not_meet() -> None:
     RUN.save()
     order_leave("a/b", Leave.STOP)
+    note_place("a/b", (0,))
     paths = [activation.conmon_pidfile("a/b"), activation.stopping_mark("a/b")]
-    assert len({*paths, *files.runtime_root().iterdir()}) == 4
+    assert len({*paths, *files.runtime_root().iterdir()}) == 5
 
 
 def test_a_stop_that_kept_the_container_says_so() -> None:
