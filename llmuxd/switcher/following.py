@@ -1,22 +1,27 @@
 # SPDX-License-Identifier: MIT
 """Who comes after whom, from one decision to the next.
 
-A place that one leaves for another is promised to that one; and one beside whom another comes in
-leaves once that one serves, also where it would not at first, or llmuxd was killed meanwhile.
+A place that one leaves for another is promised to that one; where an operator wanted that one, and
+it does not come, the first comes back. And one beside whom another comes in leaves once that one
+serves, also where it would not at first, or llmuxd was killed meanwhile.
 """
 
 import asyncio
+import contextlib
 import logging
 from math import inf
+from typing import Any
 
 from ..errors import LlmuxError
 from ..events import about
 from ..model.activation import is_moved
 from ..policy import Decision, Stage
+from .admission import Admission
 from .fleet import Fleet
 from .leaving import Leaving
-from .models import Model
+from .models import Model, Wish
 from .succession import SETTLING, Succession
+from .tasks import Tasks
 from .transitions import Transitions
 
 log = logging.getLogger(__name__)
@@ -29,28 +34,51 @@ class Following:
     """Told of each decision, and asked to go on after it."""
 
     def __init__(
-        self, fleet: Fleet, transitions: Transitions, leaving: Leaving, succession: Succession
+        self,
+        fleet: Fleet,
+        tasks: Tasks,
+        admission: Admission,
+        transitions: Transitions,
+        leaving: Leaving,
+        succession: Succession,
     ):
         self._fleet = fleet
+        self._tasks = tasks
+        self._admission = admission
         self._transitions = transitions
         self._leaving = leaving
         self._succession = succession
         self._followers: set[str] = set()
         # What cancelled jobs left behind, by model: it goes on while that is promised, or comes.
-        self._orphans: dict[str, list[asyncio.Task[LlmuxError | None]]] = {}
+        self._orphans: dict[str, list[asyncio.Task[Any]]] = {}
+        # Those who come back as soon as they have left.
+        self._returning: set[str] = set()
 
     def adopt(self, model: Model, task: asyncio.Task[LlmuxError | None]) -> bool:
         """Whether the work of a job that is cancelled goes on: for it the model comes, or is to."""
         comes = model.promised or self._fleet.stage(model) in _COME
         if not comes or model.queued or model.in_flight:
             return False
-        self._orphans.setdefault(model.name, []).append(task)
-        self._count(model, 1)
+        self._take_on(model, task)
         return True
 
     def disown(self, model: Model) -> None:
         """An operator wants it out: nothing of what was cancelled brings it in any more."""
+        self._returning.discard(model.name)
+        for names in self._leaving.made_way.values():
+            names.discard(model.name)
         self._end(model.name, model)
+
+    def give_back(self, model: Model) -> None:
+        """The wish for it was withdrawn by a job: those come back whom that made leave in vain."""
+        comes = model.waiters or self._fleet.stage(model) is not Stage.OUT
+        if comes or self._admission.stopping:
+            return
+        for name in sorted(self._leaving.made_way.pop(model.name, ())):
+            other = self._fleet.models.get(name)
+            if other is not None:
+                self._returning.add(name)
+                self._tasks.spawn(self._come_back(other))
 
     def take(self, decision: Decision) -> None:
         """Before those are activated who are to come in."""
@@ -59,6 +87,7 @@ class Following:
         self._followers = set(decision.following)
         for name in self._followers:
             self._set_follows(name, True)
+        self._forget_who_made_way()
         for name in decision.beside:
             newcomer = self._fleet.models[name]
             place = set(self._fleet.place(newcomer))
@@ -87,6 +116,33 @@ class Following:
             for other in self._fleet.models.values()
             if other.name not in self._succession.pending
         )
+
+    def _forget_who_made_way(self) -> None:
+        """Where nobody waits any more: what they left for is there, or nobody wants it."""
+        for name in [*self._leaving.made_way]:
+            model = self._fleet.models.get(name)
+            if model is None or not model.waiters:
+                del self._leaving.made_way[name]
+
+    async def _come_back(self, model: Model) -> None:
+        """Where there is room: it is in nobody's way, and nobody leaves for it."""
+        while model.transition is not None:
+            await asyncio.wait([model.transition])
+        wanted = model.name in self._returning and not model.removed
+        self._returning.discard(model.name)
+        if not wanted or self._fleet.stage(model) is not Stage.OUT:
+            return
+        log.info("%s comes back: it left for one that does not come", model.name,
+                 extra=about(model=model.name))  # fmt: skip
+        task = asyncio.current_task()
+        assert task is not None
+        self._take_on(model, task)
+        with contextlib.suppress(LlmuxError):
+            await self._admission.enter(model, Wish.PRELOAD)
+
+    def _take_on(self, model: Model, task: asyncio.Task[Any]) -> None:
+        self._orphans.setdefault(model.name, []).append(task)
+        self._count(model, 1)
 
     def _keep(self, name: str) -> None:
         """Let go of what is left of cancelled jobs: the model has come, or lost its place."""

@@ -28,10 +28,12 @@ log = logging.getLogger(__name__)
 class Leaving:
     """The ways out, each the work of a transition.
 
-    Cancelled while it drains, nothing has happened.
+    Cancelled while it drains, nothing has happened. `made_way`: by the name of who follows, those
+    who left, or are leaving, so that it can come.
     """
 
     def __init__(self, fleet: Fleet, tasks: Tasks, book: CostBook, succession: Succession):
+        self.made_way: dict[str, set[str]] = {}
         self._fleet = fleet
         self._succession = succession
         self._tasks = tasks
@@ -137,16 +139,17 @@ class Leaving:
         """From here on there is no way back."""
         succeeded = model.name in self._succession.pending
         if model.moving is Stage.DRAINING and not model.commanded and not succeeded:
-            self._promise(model.held)
+            self._promise(model)
         model.moving = Stage.LEAVING
         self._fleet.changed(model)
         await self._fleet.close_backend(model)
 
-    def _promise(self, gpus: Sequence[int]) -> None:
-        """Whoever follows on these has made another one leave."""
+    def _promise(self, model: Model) -> None:
+        """Its place, to whoever follows there."""
         for other in self._fleet.models.values():
-            if other.follows and set(gpus) & set(self._fleet.place(other)):
+            if other.follows and set(model.held) & set(self._fleet.place(other)):
                 other.promised = True
+                self.made_way.setdefault(other.name, set()).add(model.name)
 
     async def _drain(self, model: Model) -> None:
         requests = model.in_flight

@@ -134,6 +134,9 @@ class Operators:
                     await self._write(model)
             except LlmuxError as error:
                 return error
+            except asyncio.CancelledError:
+                self._following.give_back(model)
+                raise
             return None
 
         task = asyncio.create_task(steps())

@@ -49,7 +49,14 @@ class Switcher:
         self._transitions = Transitions(self._fleet, self._tasks)
         self._succession = Succession(self._tasks)
         self._leaving = Leaving(self._fleet, self._tasks, self._book, self._succession)
-        following = Following(self._fleet, self._transitions, self._leaving, self._succession)
+        following = Following(
+            self._fleet,
+            self._tasks,
+            self._admission,
+            self._transitions,
+            self._leaving,
+            self._succession,
+        )
         self._decider = Decider(
             self._fleet,
             self._admission,

@@ -9,6 +9,7 @@ import pytest
 from llmuxd.config import Tier
 from llmuxd.jobs import Job
 from llmuxd.policy import Gpu
+from llmuxd.state import State
 from llmuxd.switcher import pauses
 
 from .fake_units import Gate, a_model
@@ -280,3 +281,111 @@ async def test_nobody_leaves_before_all_can_who_have_to() -> None:
         assert stage.units.log[-3:] in (
             ["stop b", "stop d", "start a"], ["stop d", "stop b", "start a"]
         )  # fmt: skip
+
+
+async def b_has_left_and_d_stops(stage: Stage, kind: str = "switch") -> tuple[Gate, Job]:
+    """Both served, and a, which needs both their places, is wanted; d's stop will fail."""
+    await stage.ask("b")
+    await stage.ask("d")
+    gate = stage.units.hold("stop", "d")
+    stage.units.break_verb("stop", "d")
+    job = getattr(stage.switcher, kind)("a")
+    await gate.reached.wait()
+    await stage.until_state("b", State.CHECKPOINTED)
+    return gate, job
+
+
+@pytest.mark.parametrize("kind", ["switch", "preload", "warmup"])
+@pytest.mark.parametrize("when", ["before the stop fails", "after that"])
+@simulated
+async def test_who_left_for_a_cancelled_job_comes_back_where_another_would_not_stop(
+    kind: str, when: str
+) -> None:
+    async with on_stage(A2, B, D) as stage:
+        gate, job = await b_has_left_and_d_stops(stage, kind)
+        if when == "after that":
+            gate.open()
+            await stage.until_state("d", State.SERVING)
+        await stage.cancel(job)
+        gate.open()
+        await at_last()
+        assert stage.serving() == ["b", "d"]
+        assert stage.units.log[-2:] == ["stop d", "start b"]
+
+
+@simulated
+async def test_so_does_one_that_is_still_on_its_way_out() -> None:
+    async with on_stage(A2, B, D) as stage:
+        await stage.ask("d")
+        stage.units.break_verb("stop", "d")
+        gate = await b_leaves_for_a_cancelled_job(stage)
+        await stage.settle()
+        gate.open()
+        await at_last()
+        assert stage.serving() == ["b", "d"]
+
+
+@simulated
+async def test_so_does_one_that_left_for_what_does_not_start() -> None:
+    async with on_stage(A, B) as stage:
+        stage.units.break_verb("start", "a")
+        gate = await b_leaves_for_a_cancelled_job(stage)
+        gate.open()
+        await at_last()
+        assert stage.serving() == ["b"]
+
+
+@simulated
+async def test_its_place_is_for_who_asks_first() -> None:
+    async with on_stage(A2, B, C, D) as stage:
+        gate, job = await b_has_left_and_d_stops(stage)
+        client = stage.client("c")
+        await stage.settle()
+        await stage.cancel(job)
+        gate.open()
+        await client.finish()
+        await at_last()
+        assert stage.serving() == ["c", "d"]
+
+
+@simulated
+async def test_one_that_an_operator_stops_stays_out() -> None:
+    async with on_stage(A2, B, D) as stage:
+        gate, job = await b_has_left_and_d_stops(stage)
+        await stage.cancel(job)
+        assert await stage.result(stage.switcher.stop("b")) == "done"
+        gate.open()
+        await at_last()
+        assert stage.serving() == ["d"]
+
+
+@simulated
+async def test_nobody_comes_back_while_somebody_waits_for_its_place() -> None:
+    async with on_stage(A, B) as stage:
+        stage.units.break_verb("start", "a", times=1)
+        gate, job = await b_leaves(stage)
+        client = stage.client("a")
+        gate.open()
+        await stage.until(lambda: stage.switcher.model("a").failures == 1)
+        await stage.until_idle()
+        await stage.cancel(job)
+        await client.finish()
+        assert stage.units.log == ["start b", "stop b", "start a", "start a"]
+
+
+@simulated
+async def test_nobody_comes_back_for_a_client_that_left() -> None:
+    """Nor for a later job: what that made leave is another matter."""
+    async with on_stage(A2, B, D) as stage:
+        await stage.ask("b")
+        await stage.ask("d")
+        stage.units.break_verb("stop", "d")
+        client = stage.client("a")
+        await stage.until_state("b", State.CHECKPOINTED)
+        await client.leave()
+        await at_last()
+        job = stage.switcher.switch("a")
+        await asyncio.sleep(1)
+        await stage.cancel(job)
+        await at_last()
+        assert stage.serving() == ["d"]
