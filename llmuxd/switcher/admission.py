@@ -7,7 +7,7 @@ from math import inf
 
 from ..backend import Backend
 from ..costs import Cost
-from ..errors import LlmuxError, ModelFailed, QueueFull, Stopping, TimedOut
+from ..errors import LlmuxError, ModelFailed, NoSuchModel, QueueFull, Stopping, TimedOut
 from ..policy import Stage
 from .costbook import CostBook
 from .fleet import Fleet
@@ -32,6 +32,8 @@ class Admission:
         """
         if self.stopping:
             raise Stopping("llmuxd is stopping")
+        if model.removed:
+            raise was_removed(model)
         if wish is Wish.REQUEST:
             self._learn_gap(model)
         if self._fleet.stage(model) is Stage.IN and model.backend is not None:
@@ -141,6 +143,11 @@ class Admission:
             return
         # By then a switch has made the queue shorter.
         raise QueueFull(what, retry_after=self._book.costs.expect(model.name, Cost.RESTORE, 1.0))
+
+
+def was_removed(model: Model) -> NoSuchModel:
+    """What is said to whoever wants it still."""
+    return NoSuchModel(f"the model {model.name!r} was removed")
 
 
 def _was_let_in(future: asyncio.Future[Backend]) -> bool:

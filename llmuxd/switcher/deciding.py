@@ -69,7 +69,7 @@ class Decider:
         """Whether the model could come in now, and nobody had to leave."""
         await self._measure()
         self._look_again()
-        return self._board.has_room(model.name)
+        return not model.removed and self._board.has_room(model.name)
 
     def could_meet(self, model: Model) -> bool:
         """Whether it could come in while those who leave for it are still there, seen from now."""

@@ -30,7 +30,10 @@ class Preloading:
             model = self._fleet.models.get(name)
             if model is None or self._fleet.state(model) in (State.SERVING, State.STARTING):
                 continue
-            if not await self._decider.has_room(model):
+            room = await self._decider.has_room(model)
+            if model.removed:
+                continue
+            if not room:
                 log.info("%s is not preloaded: its GPU is taken", name)
                 continue
             job = self._operators.preload(name)

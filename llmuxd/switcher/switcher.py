@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from ..backend import Backend
 from ..config import Config, ModelConfig
 from ..costs import Cost
-from ..errors import LlmuxError, NoSuchModel, Stopping
+from ..errors import LlmuxError, Stopping
 from ..events import Event, about
 from ..jobs import Job, Jobs
 from ..model.activation import Leave, forget_leave, take_park_order
@@ -17,7 +17,7 @@ from ..policy import Gpu
 from ..state import State
 from ..units import Units
 from . import pauses
-from .admission import Admission
+from .admission import Admission, was_removed
 from .coming import Coming
 from .costbook import CostBook
 from .deciding import Decider, Gauge
@@ -206,8 +206,8 @@ class Switcher:
                 self._tasks.spawn(fleet.look(fleet.models[name]))
         for name in [name for name in fleet.models if name not in config.models]:
             model = fleet.models[name]
-            self._admission.refuse_all(model, NoSuchModel(f"the model {name!r} was removed"))
             model.removed = True
+            self._admission.refuse_all(model, was_removed(model))
             self._tasks.spawn(self._drop(model))
         # In the file's order again; those that leave come last.
         for name in [*config.models, *(name for name in fleet.models if name not in config.models)]:
@@ -280,7 +280,7 @@ class Switcher:
         ]
 
     async def _drop(self, model: Model) -> None:
-        while model.removed:
+        while self._is_to_go(model):
             try:
                 await self._transitions.command(model, self._leaving.end(model, Leave.STOP))
                 break
@@ -288,10 +288,14 @@ class Switcher:
                 log.error("%s was removed and does not leave: %s", model.name, error,
                           extra=about(model=model.name, phase="leaving"))  # fmt: skip
                 await asyncio.sleep(pauses.LEAVE_AGAIN)
-        if model.removed:
-            self._fleet.models.pop(model.name, None)
+        if self._is_to_go(model):
+            del self._fleet.models[model.name]
             self._book.forget(model.name)
             self._fleet.tell(model.name)
+
+    def _is_to_go(self, model: Model) -> bool:
+        """Whether it has to leave still: it may be back in the file, or gone and another's name."""
+        return model.removed and self._fleet.models.get(model.name) is model
 
 
 def _forget_orders(names: list[str]) -> None:

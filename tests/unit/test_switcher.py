@@ -41,6 +41,7 @@ from .fake_units import (
     a_model,
     an_activation,
 )
+from .simulated import simulated
 from .stage import Stage, on_stage
 
 A, B, C = a_model("a", aliases=("first",)), a_model("b"), a_model("c")
@@ -866,6 +867,7 @@ async def test_a_parked_unit_is_adopted_as_parked() -> None:
 
 
 @pytest.mark.parametrize("told", ["before", "meanwhile"])
+@simulated
 async def test_one_that_comes_is_where_its_unit_says_whatever_the_file_says(told: str) -> None:
     """llmuxd was started in the middle of its start, with other GPUs in the file."""
     async with on_stage(replace(A, gpus=(1,)), B, run=False) as stage:
@@ -1159,92 +1161,6 @@ async def test_job_tells_what_the_unit_tells() -> None:
         assert job.phase == "restoring"
         gate.open()
         await stage.result(job)
-
-
-# Reload
-
-
-async def test_models_are_in_the_files_order_after_a_reload() -> None:
-    c = a_model("c")
-    async with on_stage(B, A) as stage:
-        client = stage.client("b")
-        await client.admitted.wait()
-        stage.reload(c, A)
-        assert stage.switcher.names() == ["c", "a", "b"]  # the last one drains
-        await client.finish()
-        await stage.until(lambda: stage.switcher.names() == ["c", "a"])
-
-
-async def test_reload_adds_a_model() -> None:
-    async with on_stage(A) as stage:
-        stage.reload(A, B)
-        assert stage.switcher.names() == ["a", "b"]
-        await stage.ask("b")
-
-
-async def test_reload_that_removes_a_serving_model_lets_its_requests_end() -> None:
-    async with on_stage(A, B) as stage:
-        client = stage.client("a")
-        await client.admitted.wait()
-        stage.reload(B)
-        await stage.until_state("a", State.DRAINING)
-        assert isinstance(await stage.client("a").error(), NoSuchModel)
-        assert stage.units.log == ["start a"]
-        await client.finish()
-        await stage.until(lambda: stage.switcher.names() == ["b"])
-        assert stage.units.log == ["start a", "stop a"]
-        assert Checkpoint.load("a") is None
-
-
-async def test_reload_that_removes_a_model_refuses_its_queue() -> None:
-    async with on_stage(A, B) as stage:
-        one = stage.client("a")
-        await one.admitted.wait()
-        waiting = stage.client("b")
-        await stage.until_state("a", State.DRAINING)
-        stage.reload(A)
-        assert isinstance(await waiting.error(), NoSuchModel)
-        await stage.until_state("a", State.SERVING)
-        assert stage.switcher.names() == ["a"]
-
-
-async def test_reload_that_brings_a_leaving_model_back_keeps_it() -> None:
-    async with on_stage(A) as stage:
-        client = stage.client("a")
-        await client.admitted.wait()
-        stage.reload(B)
-        await stage.until_state("a", State.DRAINING)
-        stage.reload(A)
-        await client.finish()
-        await stage.until_idle()
-        await stage.settle()
-        assert stage.switcher.names() == ["a"]
-        await stage.ask("a")
-
-
-async def test_running_model_keeps_its_gpu_until_it_leaves() -> None:
-    async with on_stage(a_model("a", 0), a_model("b", 0)) as stage:
-        client = stage.client("a")
-        await client.admitted.wait()
-        stage.reload(a_model("a", 1), a_model("b", 0))
-        other = stage.client("b")
-        await stage.until_state("a", State.DRAINING)
-        assert stage.units.log == ["start a"]
-        await client.finish()
-        await other.admitted.wait()
-        await stage.ask("a")
-        assert stage.units.log == ["start a", "stop a", "start b", "start a"]
-
-
-async def test_removed_model_that_would_not_stop_is_asked_again() -> None:
-    async with on_stage(A, B) as stage:
-        await stage.ask("a")
-        stage.units.break_verb("stop", "a", times=1)
-        stage.reload(B)
-        await stage.until(lambda: "stop a" in stage.units.log)
-        await stage.ask("b")
-        async with asyncio.timeout(1):
-            await stage.until(lambda: stage.switcher.names() == ["b"])
 
 
 # State
