@@ -81,9 +81,9 @@ class Admission:
             waiter.admitted.set_result(model.backend)
         self._fleet.tell(model.name)
 
-    def refuse_all(self, model: Model, error: LlmuxError) -> None:
-        """Answer all who wait with `error`."""
-        while model.waiters:
+    def refuse_all(self, model: Model, error: LlmuxError, until: float = inf) -> None:
+        """Answer all with `error` who wait since `until` at the latest."""
+        while model.waiters and model.waiters[0].arrived <= until:
             waiter = model.waiters.popleft()
             self._count(model, waiter, -1)
             if not waiter.admitted.done():

@@ -95,7 +95,7 @@ class Decider:
             time = await self._catch_up()
             decision = self._board.decide(time, memory.available() if self._anybody_waits() else 0)
             asked = [
-                self._fleet.models[verdict.model].waiters[-1].arrived for verdict in decision.refuse
+                self._fleet.models[verdict.model].waiters[0].arrived for verdict in decision.refuse
             ]
             if any(self._book.needs.known(name) for name in decision.beside):
                 asked.append(begin)
@@ -126,9 +126,11 @@ class Decider:
 
     async def _measure(self) -> None:
         self._outdated = False
-        self._measured_at = now()
+        begin = now()
         if self._gauge is not None:
             self._take(await self._gauge())
+        # Not before: somebody else may have begun one since, and have no answer yet.
+        self._measured_at = max(self._measured_at, begin)
 
     def _take(self, gpus: Mapping[int, Gpu]) -> None:
         self._board.measure(gpus)
@@ -145,7 +147,9 @@ class Decider:
             model, error = models[verdict.model], NoRoom(verdict.reason)
             log.info("%s", verdict.reason)
             model.last_error = str(error)
-            self._admission.refuse_all(model, error)
+            # Who came during the measurement waits for the next; others do not wait for that.
+            until = inf if self._gauge is None else self._measured_at
+            self._admission.refuse_all(model, error, until)
         for name in decision.call_back:
             self._transitions.call_back(models[name])
         if decision.drain:

@@ -12,6 +12,7 @@ from llmuxd.policy import Gpu
 from llmuxd.state import State
 
 from .fake_units import DOWN, UP, Gate, a_model
+from .simulated import simulated
 from .stage import Stage, on_stage
 
 GIB = 1 << 30
@@ -119,6 +120,58 @@ async def test_who_asks_while_it_is_measured_is_refused_by_the_next() -> None:
         for client in (first, second):
             assert isinstance(await client.error(), NoRoom)
         assert stage.units.log == ["measure", "measure"]
+
+
+@simulated
+async def test_who_is_refused_again_and_again_holds_up_nobody() -> None:
+    """One measurement takes longer than until the next one asks."""
+
+    async def gauge() -> dict[int, Gpu]:
+        await asyncio.sleep(0.2)
+        return {0: Gpu(24 * GIB), 1: Gpu(24 * GIB)}
+
+    clock = asyncio.get_running_loop().time
+    async with on_stage(small("a", 25), replace(small("b", 8), gpus=(1,)), gauge=gauge) as stage:
+        asked = [stage.client("a")]
+        other = stage.client("b")
+        begin = clock()
+        while not other.admitted.is_set():
+            await asyncio.sleep(0.1)
+            asked.append(stage.client("a"))
+            assert clock() - begin < 1.0
+        for client in asked:
+            assert isinstance(await client.error(), NoRoom)
+        await other.finish()
+
+
+@simulated
+async def test_a_measurement_that_has_only_begun_refuses_nobody() -> None:
+    """Preloading measures for itself, perhaps while a decision waits for an older one."""
+    gates = [Gate(), Gate(), Gate()]
+    sizes = iter((0, 24, 24))
+
+    async def gauge() -> dict[int, Gpu]:
+        size, gate = next(sizes), gates.pop(0)
+        await gate.passed()
+        return {0: Gpu(size * GIB)}
+
+    old, new, last = gates
+    a, d = small("a", 8), replace(small("d", 8), gpus=(1,), preload=True)
+    async with on_stage(a, d, run=False, gauge=gauge) as stage:
+        stage.run()
+        stage.client("a")
+        await old.reached.wait()
+        await asyncio.sleep(1)
+        second = stage.client("a")
+        await asyncio.sleep(1)
+        preloading = asyncio.create_task(stage.switcher._preloading.run())
+        await new.reached.wait()
+        old.open()
+        await stage.settle()
+        for gate in (new, last):
+            gate.open()
+        await second.admitted.wait()
+        await preloading
 
 
 async def test_one_that_died_made_room() -> None:
