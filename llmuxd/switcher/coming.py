@@ -70,13 +70,19 @@ class Coming:
 
     async def connect(self, model: Model) -> None:
         """A unit that came up without us: by hand, or before llmuxd was started."""
+        try:
+            await self._connect(model)
+        except Exception:
+            model.connect_at = now() + pauses.LEAVE_AGAIN
+            raise
+
+    async def _connect(self, model: Model) -> None:
         if (await self._units.refresh(model.name)).down:
             return
         # Left half parked, perhaps, by who died in the middle.
         await self._wake_up(model)
         await self._fleet.look(model)
         if model.backend is None:
-            model.connect_at = now() + pauses.LEAVE_AGAIN
             raise UnitRefused(f"the unit of {model.name!r} is active but does not say where it is")
         # Whatever kept it from starting does so no more.
         model.failures, model.may_start_at, model.last_error = 0, 0.0, ""

@@ -87,9 +87,8 @@ class Leaving:
         await self._drain(model)
         begin = now()
         await self._turn_away(model)
-        if self._units.status(model.name).frozen:
-            await self._units.thaw(model.name)
         try:
+            await self._thaw(model)
             wanted = [each.name for each in self._fleet.models.values() if each.waiters]
             await asyncio.to_thread(order_leave, model.name, leave, wanted)
             await self._units.stop(model.name)
@@ -117,6 +116,7 @@ class Leaving:
         await self._drain(model)
         begin = now()
         await self._turn_away(model)
+        await self._thaw(model)
         await helper.park(self._units, model.name)
         await self._fleet.look(model)
         if not model.parked:
@@ -143,6 +143,11 @@ class Leaving:
         model.moving = Stage.LEAVING
         self._fleet.changed(model)
         await self._fleet.close_backend(model)
+
+    async def _thaw(self, model: Model) -> None:
+        """An operator froze it, perhaps: who is to do something in there could not."""
+        if self._units.status(model.name).frozen:
+            await self._units.thaw(model.name)
 
     def _promise(self, model: Model) -> None:
         """Its place, to whoever follows there."""

@@ -857,6 +857,15 @@ async def test_what_runs_is_adopted_and_not_touched() -> None:
     assert stage.units.status("a") == UP
 
 
+async def test_one_that_was_frozen_by_hand_is_thawed_to_be_parked() -> None:
+    """Its helper could not do it, and llmuxd would wait for that for half an hour."""
+    async with on_stage(replace(A, devices=())) as stage:
+        await stage.ask("a")
+        stage.units.by_hand("a", replace(UP, freezer="frozen"))
+        assert await stage.result(stage.switcher.park("a")) == "done"
+        assert stage.units.log == ["start a", "thaw a", "reload a"]
+
+
 async def test_a_parked_unit_is_adopted_as_parked() -> None:
     stage = Stage(A)
     stage.units.up_by_hand("a")
