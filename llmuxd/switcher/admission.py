@@ -4,6 +4,7 @@
 import asyncio
 import time
 from math import inf
+from typing import Any
 
 from ..backend import Backend
 from ..costs import Cost
@@ -11,7 +12,7 @@ from ..errors import LlmuxError, ModelFailed, NoSuchModel, QueueFull, Stopping, 
 from ..policy import Stage
 from .costbook import CostBook
 from .fleet import Fleet
-from .models import Model, Waiter, Wish, now
+from .models import PRESSING, Model, Waiter, Wish, now
 
 
 class Admission:
@@ -81,6 +82,20 @@ class Admission:
             waiter.admitted.set_result(model.backend)
         self._fleet.tell(model.name)
 
+    def orphan(self, model: Model, task: asyncio.Task[Any]) -> bool:
+        """Nobody wants any more what `task` waits for: it waits on, and is in nobody's way.
+
+        False where it does not wait.
+        """
+        waiter = next((each for each in model.waiters if each.task is task), None)
+        if waiter is None:
+            return False
+        self._count(model, waiter, -1)
+        waiter.wish = Wish.NOBODY
+        self._count(model, waiter, 1)
+        self._fleet.changed(model)
+        return True
+
     def refuse_all(self, model: Model, error: LlmuxError, until: float = inf) -> None:
         """Answer all with `error` who wait since `until` at the latest."""
         while model.waiters and model.waiters[0].arrived <= until:
@@ -92,9 +107,7 @@ class Admission:
 
     def _line_up(self, model: Model, wish: Wish, priority: int) -> Waiter:
         future: asyncio.Future[Backend] = asyncio.get_running_loop().create_future()
-        waiter = Waiter(now(), wish, future)
-        # The most urgent one takes the others along: they are served together.
-        model.urgency = max(model.urgency, priority) if model.waiters else priority
+        waiter = Waiter(now(), wish, priority, future, asyncio.current_task())
         model.waiters.append(waiter)
         self._count(model, waiter, 1)
         self._fleet.changed(model)
@@ -124,9 +137,15 @@ class Admission:
         self._fleet.tell(model.name)
 
     def _count(self, model: Model, waiter: Waiter, change: int) -> None:
+        if waiter.wish in PRESSING:
+            model.priorities[waiter.priority] += change
+            if not model.priorities[waiter.priority]:
+                del model.priorities[waiter.priority]
         if waiter.wish is Wish.REQUEST:
             self.length += change
             model.queued += change
+        elif waiter.wish is Wish.NOBODY:
+            model.orphans += change
 
     def _learn_gap(self, model: Model) -> None:
         """The first request after the model fell idle tells how long that lasts."""

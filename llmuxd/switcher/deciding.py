@@ -272,6 +272,6 @@ class Decider:
         return any(
             waiter.wish is Wish.OPERATOR
             for other in self._fleet.models.values()
-            if other.waiters and not other.meek and held & set(self._fleet.place(other))
+            if other.waiters and held & set(self._fleet.place(other))
             for waiter in other.waiters
         )

@@ -59,7 +59,9 @@ class Following:
         comes = model.promised or self._fleet.stage(model) in _COME
         if not comes or model.queued or model.in_flight:
             return False
-        self._take_on(model, task)
+        if not self._admission.orphan(model, task):
+            return False
+        self._orphans.setdefault(model.name, []).append(task)
         return True
 
     def disown(self, model: Model) -> None:
@@ -67,7 +69,7 @@ class Following:
         self._returning.discard(model.name)
         for names in self._leaving.made_way.values():
             names.discard(model.name)
-        self._end(model.name, model)
+        self._end(model.name)
 
     def give_back(self, model: Model) -> None:
         """The wish for it was withdrawn by a job: those come back whom that made leave in vain."""
@@ -136,13 +138,9 @@ class Following:
                  extra=about(model=model.name))  # fmt: skip
         task = asyncio.current_task()
         assert task is not None
-        self._take_on(model, task)
-        with contextlib.suppress(LlmuxError):
-            await self._admission.enter(model, Wish.PRELOAD)
-
-    def _take_on(self, model: Model, task: asyncio.Task[Any]) -> None:
         self._orphans.setdefault(model.name, []).append(task)
-        self._count(model, 1)
+        with contextlib.suppress(LlmuxError):
+            await self._admission.enter(model, Wish.NOBODY)
 
     def _keep(self, name: str) -> None:
         """Let go of what is left of cancelled jobs: the model has come, or lost its place."""
@@ -153,20 +151,13 @@ class Following:
         # Whoever asked for it meanwhile has it.
         used = model is not None and model.in_flight > 0
         if model is None or stage is not Stage.IN or used:
-            self._end(name, model)
+            self._end(name)
         else:
-            self._count(model, -len(self._orphans.pop(name)))
+            del self._orphans[name]
 
-    def _end(self, name: str, model: Model | None) -> None:
-        """Cancel them; each is one until it has withdrawn its wish."""
+    def _end(self, name: str) -> None:
         for task in self._orphans.pop(name, ()):
-            if model is not None:
-                task.add_done_callback(lambda _, model=model: self._count(model, -1))  # type: ignore[misc]
             task.cancel()
-
-    def _count(self, model: Model, change: int) -> None:
-        model.orphans += change
-        self._fleet.changed(model)
 
     def _succeed(self, name: str, time: float) -> float:
         model = self._fleet.models.get(name)

@@ -2,9 +2,10 @@
 """What the switcher remembers of a model."""
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from typing import Any
 
 from ..backend import Backend
 from ..config import ModelConfig
@@ -25,15 +26,22 @@ class Wish(Enum):
     REQUEST = auto()
     OPERATOR = auto()  # no request follows, but somebody waits for it
     PRELOAD = auto()  # once nobody else wants the place
+    NOBODY = auto()  # a job did, and was cancelled too late; or one took its place in vain
+
+
+# Those for whose sake others leave while they are at work.
+PRESSING = (Wish.REQUEST, Wish.OPERATOR)
 
 
 @dataclass(eq=False)
 class Waiter:
-    """One that waits for a model. `arrived` is by `now`."""
+    """One that waits for a model. `arrived` is by `now`; `task` is the one that waits."""
 
     arrived: float
     wish: Wish
+    priority: int
     admitted: asyncio.Future[Backend]
+    task: asyncio.Task[Any] | None
 
 
 @dataclass(eq=False)
@@ -45,11 +53,11 @@ class Model:
 
     config: ModelConfig
     waiters: deque[Waiter] = field(default_factory=deque)
-    urgency: int = 0  # what the waiters add to its priority
+    priorities: Counter[int] = field(default_factory=Counter)  # of the waiters who press
     queued: int = 0  # requests among the waiters
     follows: bool = False  # by policy, as soon as those have left who drain or leave
     promised: bool = False  # it follows, and others have left or are leaving: its turn
-    orphans: int = 0  # of its waiters, those of jobs that were cancelled too late
+    orphans: int = 0  # of its waiters, those whose wish is nobody's
     in_flight: int = 0
     idle: asyncio.Event = field(default_factory=asyncio.Event)
     transition: asyncio.Task[LlmuxError | None] | None = None
@@ -82,8 +90,13 @@ class Model:
         return self.config.name
 
     @property
+    def urgency(self) -> int:
+        """What the waiters add to its priority: the most urgent one takes the others along."""
+        return max(self.priorities, default=0)
+
+    @property
     def meek(self) -> bool:
-        """Whether only cancelled jobs want it: nobody else leaves, or is cut, for their sake."""
+        """Whether nobody wants it who waits for it: nobody else leaves for their sake."""
         return 0 < len(self.waiters) <= self.orphans
 
     @property

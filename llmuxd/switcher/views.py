@@ -9,7 +9,7 @@ from ..policy import ModelView, Need, Stage
 from ..state import State
 from .costbook import CostBook
 from .fleet import Fleet
-from .models import Model, Wish
+from .models import PRESSING, Model
 
 # After everybody else, and never instead of one that is at work.
 LAST = -MAX_PRIORITY - 1
@@ -21,7 +21,7 @@ def view(fleet: Fleet, book: CostBook, model: Model) -> ModelView:
     """What is configured, what is seen, and what moving it takes."""
     stage = fleet.stage(model)
     config = model.config
-    first = next((waiter for waiter in model.waiters if waiter.wish is not Wish.PRELOAD), None)
+    first = next((waiter for waiter in model.waiters if waiter.wish in PRESSING), None)
     preload = first is None and bool(model.waiters)
     since = first.arrived if first else model.waiters[0].arrived if model.waiters else None
     parks = config.tier is Tier.PARK
@@ -67,8 +67,7 @@ def _need(fleet: Fleet, book: CostBook, model: Model, stage: Stage) -> Need | No
 
 
 def _priority(model: Model) -> int:
-    urgency = model.urgency if model.waiters else 0
-    return max(-MAX_PRIORITY, min(model.config.priority + urgency, MAX_PRIORITY))
+    return max(-MAX_PRIORITY, min(model.config.priority + model.urgency, MAX_PRIORITY))
 
 
 def _come_cost(costs: Costs, name: str, way: Cost) -> float:

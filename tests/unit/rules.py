@@ -16,7 +16,7 @@ from llmuxd.model.activation import is_parked
 from llmuxd.policy import Gpu, Stage
 from llmuxd.state import UnitStatus
 from llmuxd.switcher import Model, Switcher, pauses
-from llmuxd.switcher.models import Wish
+from llmuxd.switcher.models import PRESSING, Wish
 
 from .watched_units import WatchedUnits
 
@@ -312,7 +312,7 @@ class Rules:
         self.breaks(3, f"{latest.name} waits {late:.1f} s too long, and nobody moves")
 
     def _deadline(self, model: Model) -> float:
-        arrived = [w.arrived for w in model.waiters if w.wish is not Wish.PRELOAD]
+        arrived = [w.arrived for w in model.waiters if w.wish in PRESSING]
         return arrived[0] + model.config.max_wait if arrived else inf
 
     def nobody_is_crowded(self) -> None:

@@ -18,8 +18,9 @@ from .fake_units import FakeUnits, a_config
 class Client:
     """One request: waits to be let in, then stays until it is told to end."""
 
-    def __init__(self, stage: "Stage", name: str):
+    def __init__(self, stage: "Stage", name: str, priority: int = 0):
         self.name = name
+        self.priority = priority
         self.admitted = asyncio.Event()
         self.end = asyncio.Event()
         self.port = 0
@@ -27,7 +28,7 @@ class Client:
         self.task = asyncio.create_task(self._run(stage), name=f"client of {name}")
 
     async def _run(self, stage: "Stage") -> None:
-        async with stage.switcher.request(self.name) as backend:
+        async with stage.switcher.request(self.name, priority=self.priority) as backend:
             self.port = backend.port
             self.backend = backend
             stage.served.append(self.name)
@@ -98,9 +99,9 @@ class Stage:
         """Something of a model changed; another switcher that runs over the units says so too."""
         self._changed.set()
 
-    def client(self, name: str) -> Client:
+    def client(self, name: str, priority: int = 0) -> Client:
         """Begin a request."""
-        client = Client(self, name)
+        client = Client(self, name, priority)
         self._clients.append(client)
         return client
 

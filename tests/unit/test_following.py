@@ -238,14 +238,20 @@ async def test_a_cancelled_job_does_not_follow_the_file_to_another_gpu() -> None
         assert not stream.cut
 
 
+@pytest.mark.parametrize("other", ["nobody", "a client", "a preload"])
 @simulated
-async def test_a_cancelled_job_cuts_no_stream_on_its_second_gpu() -> None:
+async def test_a_cancelled_job_cuts_no_stream_on_its_second_gpu(other: str) -> None:
+    """Whoever else waits by then: an operator alone may cut."""
     async with on_stage(A2, B, replace(D, drain_timeout=20)) as stage:
         await stage.ask("b")
         stream = stage.client("d")
         await stream.admitted.wait()
         await asyncio.sleep(1)
         gate = await b_leaves_for_a_cancelled_job(stage)
+        if other == "a client":
+            stage.client("a")
+        if other == "a preload":
+            stage.switcher.preload("a")
         gate.open()
         await at_last()
         assert not stream.cut
