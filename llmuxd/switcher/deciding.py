@@ -265,13 +265,14 @@ class Decider:
         return due
 
     def _is_forced(self, model: Model) -> bool:
-        """Whether an operator said so, or wants another model to serve in its place."""
+        """Whether an operator said so, or wants another model to serve that cannot come before."""
         if model.commanded:
             return True
         held = set(model.held)
         return any(
             waiter.wish is Wish.OPERATOR
             for other in self._fleet.models.values()
-            if other.waiters and held & set(self._fleet.place(other))
+            if other.waiters and self._fleet.stage(other) is Stage.OUT
+            if held & set(self._fleet.place(other))
             for waiter in other.waiters
         )

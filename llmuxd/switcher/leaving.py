@@ -87,6 +87,10 @@ class Leaving:
         await self._drain(model)
         begin = now()
         await self._turn_away(model)
+        if self._units.status(model.name).down:
+            # Its server died while it drained.
+            await self._fleet.look(model)
+            return
         try:
             await self._thaw(model)
             wanted = [each.name for each in self._fleet.models.values() if each.waiters]

@@ -142,6 +142,31 @@ async def test_the_higher_priority_gets_its_turn_first() -> None:
         assert stage.served == ["a", "c", "b"]
 
 
+@pytest.mark.parametrize("other", ["a preload before", "a preload after", "one that left"])
+@simulated
+async def test_nobody_waits_with_the_priority_of_who_does_not(other: str) -> None:
+    async with on_stage(A, B, C) as stage:
+        stream = stage.client("b")
+        await stream.admitted.wait()
+        if other == "a preload before":
+            stage.switcher.preload("a")
+            await stage.settle()
+        clients = [stage.client("a", priority=-5)]
+        if other == "a preload after":
+            await stage.settle()
+            stage.switcher.preload("a")
+        if other == "one that left":
+            urgent = stage.client("a", priority=5)
+            await stage.settle()
+            await urgent.leave()
+        await stage.settle()
+        clients.append(stage.client("c"))
+        for client in (stream, *clients):
+            client.end.set()
+        await asyncio.gather(*(client.task for client in clients))
+        assert stage.served == ["b", "c", "a"]
+
+
 # Time
 
 
@@ -289,6 +314,20 @@ async def test_nothing_is_ever_cut_for_another_client() -> None:
 
 
 @simulated
+async def test_nothing_is_cut_for_what_comes_beside_it() -> None:
+    parking = replace(A, tier=Tier.PARK, devices=())
+    async with on_stage(parking, replace(B, drain_timeout=5.0)) as stage:
+        await stage.ask("a")
+        await stage.ask("b")
+        stream = stage.client("b")
+        await stream.admitted.wait()
+        stage.units.takes["reload a"] = 20.0
+        assert await stage.result(stage.switcher.switch("a")) == "done"
+        await asyncio.sleep(100)
+        assert not stream.cut
+
+
+@simulated
 async def test_without_a_limit_a_command_cuts_nothing() -> None:
     async with on_stage(A) as stage:
         client = stage.client("a")
@@ -388,6 +427,22 @@ async def test_costs_are_learnt_and_kept(directories: Path) -> None:
         # The bus went away and is back.
         await stage.switcher.adopt()
         assert stage.switcher.costs("a")["cold"] == 45.0
+
+
+@simulated
+async def test_one_that_died_while_it_drained_tells_nothing_of_what_it_takes_to_leave() -> None:
+    async with on_stage(A, B) as stage:
+        stage.units.takes["stop a"] = 5.0
+        await stage.ask("a")
+        await stage.ask("b")
+        stream = stage.client("a")
+        await stream.admitted.wait()
+        job = stage.switcher.stop("a")
+        await stage.until_state("a", State.DRAINING)
+        stage.units.die("a")
+        await stream.finish()
+        assert await stage.result(job) == "done"
+        assert stage.switcher.costs("a")["out"] == 5.0
 
 
 @simulated
