@@ -240,6 +240,12 @@ class Stopping(LlmuxError):
     hint = "try again in a moment"
 
 
+class StateNotKept(LlmuxError):
+    """What is kept in /var/lib/llmux could not be brought up to date."""
+
+    hint = "has its disk room, and may root write to it? Nothing of it is lost"
+
+
 class StateTooNew(LlmuxError):
     """What is kept in /var/lib/llmux was written by a newer llmuxd."""
 

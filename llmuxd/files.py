@@ -22,13 +22,20 @@ def runtime_root() -> Path:
     return Path(os.environ.get("RUNTIME_DIRECTORY", RUNTIME_DIRECTORY))
 
 
-def write_json(path: Path, value: Mapping[str, object]) -> None:
-    """Replace `path` by `value`, durably: a crash leaves the old file or the new one."""
+def write_json(
+    path: Path, value: Mapping[str, object], times: tuple[int, int] | None = None
+) -> None:
+    """Replace `path` by `value`, durably: a crash leaves the old file or the new one.
+
+    `times`: those of its last access and change, in ns; None for now.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".new")
     with temporary.open("w", encoding="utf-8") as file:
         json.dump(value, file, indent=1)
         file.flush()
+        if times is not None:
+            os.utime(file.fileno(), ns=times)
         os.fsync(file.fileno())
     temporary.replace(path)
 

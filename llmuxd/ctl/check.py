@@ -4,7 +4,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from .checks import basics, criu, gpu, models, network, service, vram
+from .checks import basics, criu, gpu, models, network, service, state, vram
 from .checks.host import Host
 from .checks.look import Look
 from .checks.result import Result, Status, fail
@@ -36,6 +36,7 @@ CHECKS: tuple[Check, ...] = (
     gpu.devices,
     models.images,
     models.disk,
+    state.state,
     service.units,
     service.port,
     service.bus,

@@ -9,10 +9,11 @@ from pathlib import Path
 import sdnotify
 
 from .. import accepted, config, journal, names, stored
-from ..errors import LlmuxError, NoSuchModel
+from ..errors import LlmuxError, NoSuchModel, StateNotKept, StateTooNew
 from ..events import Event, about
 from . import mirrored, sweeping
 from .attending import Attending, DiedAlone
+from .bystander import Bystander
 from .keeping import Limits
 from .lifecycle import Lifecycle
 from .mirroring import Mirror
@@ -54,6 +55,12 @@ def _attending(model: config.ModelConfig, path: Path | None) -> Attending:
     """Another unit's mirror where it is, or was started as, one."""
     if model.unit or (not model.image and mirrored.unit_of(model.name)):
         return Mirror(model)
+    try:
+        stored.bring_up_to_date()
+    except (StateTooNew, StateNotKept) as error:
+        # Not of a start: that has come to its end by then.
+        log.warning("%s", error)
+        return Bystander(model)
     return Lifecycle(model, lambda: _limits(path))
 
 
@@ -61,7 +68,7 @@ def _model(name: str, path: Path | None, verb: str) -> config.ModelConfig:
     """The definition of `name`; a stop needs none, and must work when the file is broken."""
     if verb != "start":
         return config.ModelConfig(name=name, image="")
-    stored.form()
+    stored.bring_up_to_date()
     found = _load(path)
     if name not in found.models:
         raise NoSuchModel(f"{found.path} has no model {name!r}")

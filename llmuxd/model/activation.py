@@ -13,7 +13,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from .. import files, names
-from ..config import CANARY_PROMPT, Question, Sleep, Snapshot
+from ..config import CANARY_PROMPT, CONTAINER_FORM, Question, Sleep, Snapshot
 
 
 class Way(StrEnum):
@@ -48,7 +48,8 @@ class Activation:
     was parked, what its coming back took.
 
     `payload` is the directory of the container's own cgroup; empty where it has none. `unit` is the
-    other unit that serves the model (mirroring.py), whose cgroup `payload` is then. From
+    other unit that serves the model (mirroring.py), whose cgroup `payload` is then.
+    `container_form` is that of the llmuxd that made the container, empty where it did not say. From
     `definition` to `devices` it is what the configuration said when it was started: the file
     may say something else, or be gone, by the time it is stopped.
     """
@@ -71,6 +72,7 @@ class Activation:
     park_sleep: Sleep = Sleep.OFF
     payload: str = ""
     unit: str = ""
+    container_form: str = str(CONTAINER_FORM)
 
     def save(self) -> None:
         """Publish it for llmuxd."""
@@ -102,6 +104,7 @@ class Activation:
                 park_sleep=Sleep(str(raw.get("park_sleep", Sleep.OFF))),
                 payload=str(raw.get("payload", "")),
                 unit=str(raw.get("unit", "")),
+                container_form=str(raw.get("container_form", "")),
             )
         except (KeyError, ValueError):
             return None

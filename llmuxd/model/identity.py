@@ -8,15 +8,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..config import CONTAINER_FORM
 from .container import criu_version
 
+FORM = str(CONTAINER_FORM)
 # Where CRIU looks for its plugins, by distribution; crun.conf's libdir names one of them.
 PLUGINS = ("/usr/lib/criu", "/usr/lib64/criu", "/usr/local/lib/criu")
 CDI = ("/etc/cdi", "/var/run/cdi")
 NVIDIA = "/proc/driver/nvidia"
 
 _WORDS = {
-    "definition": "the model's definition in llmux.yaml",
     "image_id": "the container image",
     "machine_id": "the machine",
     "kernel": "the kernel",
@@ -34,7 +35,9 @@ class Identity:
     """Texts to compare: versions, ids, or hashes. Those from `driver` on are of models with a GPU.
 
     CDI names the driver's files by version, and the plugin calls cuda-checkpoint: an image made
-    with others is refused by them late, or restored without its GPU state.
+    with others is refused by them late, or restored without its GPU state. `container_form` is
+    config.CONTAINER_FORM of the llmuxd that made the container, which is in `definition` too; empty
+    where nobody has written it down.
     """
 
     definition: str
@@ -47,6 +50,7 @@ class Identity:
     plugin: str = ""
     cuda_checkpoint: str = ""
     cdi: str = ""
+    container_form: str = ""
 
     def difference(self, other: "Identity") -> str | None:
         """What changed from this to `other`, in words; None where nothing did."""
@@ -55,13 +59,33 @@ class Identity:
             for key, text in _WORDS.items()
             if getattr(self, key) != getattr(other, key)
         ]
-        return ", ".join(changed) or None
+        redefined = self.redefined(other.definition, other.container_form)
+        return ", ".join([redefined, *changed] if redefined else changed) or None
+
+    def redefined(self, definition: str, container_form: str = FORM) -> str | None:
+        """Why it is not the image of a container of that definition and form; None where it is."""
+        changed = "the model's definition in llmux.yaml changed"
+        other = "it was taken by an llmuxd that made containers in another form"
+        forms = self.container_form, container_form
+        if "" not in forms and self.container_form != container_form:
+            return f"{other} ({self.container_form}, not {container_form})"
+        if self.definition == definition:
+            return None
+        return f"{other}, or {changed}" if "" in forms else changed
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether it is certain that only another release's llmuxd can restore it."""
+        return self.container_form not in ("", FORM)
 
 
-def here(definition: str, image_id: str, devices: Iterable[str]) -> Identity:
+def here(
+    definition: str, image_id: str, devices: Iterable[str], container_form: str = FORM
+) -> Identity:
     """The identity of an image that would be taken now, of a container with these devices."""
     common = Identity(
         definition=definition,
+        container_form=container_form,
         image_id=image_id,
         machine_id=_text(Path("/etc/machine-id")).strip(),
         kernel=os.uname().release,

@@ -204,7 +204,9 @@ def _expected(activation: Activation, before: Checkpoint | None) -> int:
 
 
 def _here(facts: Facts, activation: Activation) -> identity.Identity:
-    return identity.here(activation.definition, facts.image_id, activation.devices)
+    return identity.here(
+        activation.definition, facts.image_id, activation.devices, activation.container_form
+    )
 
 
 def _let_go(activation: Activation, before: Checkpoint | None) -> tuple[str, ...]:

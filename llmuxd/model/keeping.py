@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
 """How many images a host keeps: where a new one would be too much, others make room for it.
 
-The least lately used go first. Never those of models that run or move: theirs are all that these
-come back from. Nor those that requests wait for just now.
+The least lately used go first, and before them those that only another release can restore. Never
+those of models that run or move: theirs are all that these come back from. Nor those that requests
+wait for just now.
 """
 
 import contextlib
@@ -70,7 +71,7 @@ class Room:
 
     def _give_up_others(self, size: int, *, writing: bool) -> None:
         others = self._others()
-        stay = [each for each in others if each.model in self.needed]
+        stay = [each for each in others if self._is_needed(each)]
         go = sum(each.size for each in others if each not in stay and self._is_near(each))
         why = (self._disk_full(size, go) if writing else "") or self._in_the_way(stay, size)
         if why:
@@ -105,6 +106,9 @@ class Room:
             f" and {name} is {space / 1e9:.1f} GB"
         )
 
+    def _is_needed(self, other: Checkpoint) -> bool:
+        return other.model in self.needed and not other.identity.is_foreign
+
     def _is_near(self, other: Checkpoint) -> bool:
         """Whether it is on the same disk."""
         return _device(Path(other.directory)) == _device(self.directory)
@@ -122,9 +126,9 @@ class Room:
         )
 
     def _give_up_one(self, others: list[Checkpoint], why: str) -> Checkpoint | None:
-        """Discard the one that was used least lately of those that may go; None where none may."""
-        for record in sorted(others, key=lambda record: used_at(record.model)):
-            if record.model in self.needed:
+        """Discard the one of least use of those that may go; None where none may."""
+        for record in sorted(others, key=_use):
+            if self._is_needed(record):
                 continue
             try:
                 _make_room_by(record, why)
@@ -150,6 +154,10 @@ def discard(record: Checkpoint) -> None:
     with at_rest(record.model) as container:
         container.remove()
         place.remove(record)
+
+
+def _use(record: Checkpoint) -> tuple[bool, float]:
+    return not record.identity.is_foreign, used_at(record.model)
 
 
 def _make_room_by(record: Checkpoint, why: str) -> None:

@@ -4,11 +4,16 @@
 An image is as large as a server's memory, and the unit of such a model is never started again. So
 any model's helper does it, once its own start is over and nobody waits for it. Networks without a
 container, which a power cut leaves, go too.
+
+One that an llmuxd of another container form took stays until its model starts, which takes its
+container away, or its room is wanted (keeping.py): with an upgrade all of them would go at once,
+and whoever goes back to the release before has them still.
 """
 
 import logging
 
 from ..config import ModelConfig
+from . import identity
 from .activation import Busy
 from .checkpoint import Checkpoint, recorded
 from .container import network_owners
@@ -32,9 +37,12 @@ def _sweep(name: str, model: ModelConfig | None) -> None:
     record = Checkpoint.load(name)
     if record is None or record.invalid:
         return
-    if model is not None and record.identity.definition == model.definition:
-        return
-    why = "the model's definition in llmux.yaml changed" if model else "it left llmux.yaml"
+    why = "it left llmux.yaml"
+    if model is not None:
+        redefined = record.identity.redefined(model.definition)
+        if redefined is None or record.identity.container_form != identity.FORM:
+            return
+        why = redefined
     discard(record)
     log.info("removed the checkpoint of %s, %.1f MB: %s", name, record.size / 1e6, why)
     if model is None:

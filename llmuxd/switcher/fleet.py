@@ -78,9 +78,8 @@ class Fleet:
         """
         if model.checkpoint is None:
             return "none was taken"
-        if model.checkpoint.identity.definition != model.config.definition:
-            return model.checkpoint.invalid or "the model's definition in llmux.yaml changed"
-        return model.checkpoint.invalid
+        redefined = model.checkpoint.identity.redefined(model.config.definition)
+        return model.checkpoint.invalid or redefined or ""
 
     async def look(self, model: Model) -> None:
         """Read what the unit's helper left on disk: where the server is, and the checkpoint."""

@@ -20,7 +20,7 @@ from llmuxd.model.activation import (
     take_park_order,
 )
 from llmuxd.model.checkpoint import Checkpoint
-from llmuxd.model.identity import Identity
+from llmuxd.model.identity import FORM, Identity
 from llmuxd.model.parking import Parked
 from llmuxd.state import UnitStatus
 from llmuxd.units import Units
@@ -198,5 +198,5 @@ def a_checkpoint(model: ModelConfig, port: int = 1) -> Checkpoint:
     directory = files.state_root() / "images" / names.slug(model.name)
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "inventory.img").touch()
-    identity = Identity(model.definition, "i", "m", "k", "c")
+    identity = Identity(model.definition, "i", "m", "k", "c", container_form=FORM)
     return Checkpoint(model.name, "c0ffee", port, identity, 1.0, 2.0, 3, str(directory))

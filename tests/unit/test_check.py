@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from llmuxd import names
+from llmuxd import names, stored
 from llmuxd.ctl import check
 from llmuxd.ctl.checks import elf, host
 from llmuxd.ctl.checks.change import MakeDirectory
@@ -996,6 +996,22 @@ def test_disk_where_nothing_is_checkpointed(cpu: RecordedHost) -> None:
 
 
 # llmuxd's own
+
+FORM_FILE = "/var/lib/llmux/form.json"
+
+
+def test_state_of_this_release_or_an_earlier_one(cpu: RecordedHost) -> None:
+    told(cpu, "state", Status.OK, "none yet")
+    record(cpu, "a", GIB, there=True)
+    told(cpu, "state", Status.OK, f"form 1, which llmuxd makes {stored.FORM} as it starts")
+    cpu.files[FORM_FILE] = json.dumps({"form": stored.FORM})
+    told(cpu, "state", Status.OK, f"/var/lib/llmux, form {stored.FORM}")
+
+
+@pytest.mark.parametrize("text", ['{"form": 99}', "{", "[]", ""])
+def test_state_of_a_newer_release(cpu: RecordedHost, text: str) -> None:
+    cpu.files[FORM_FILE] = text
+    failing(cpu, "state", f"this llmuxd knows 1 to {stored.FORM}", "install that release again")
 
 
 def test_units_not_installed(cpu: RecordedHost) -> None:

@@ -69,6 +69,17 @@ def test_where_there_is_room_nothing_goes(removed: list[str]) -> None:
     assert removed == []
 
 
+def test_what_only_another_release_can_restore_goes_first(removed: list[str]) -> None:
+    record = Checkpoint.load("c")
+    assert record is not None
+    replace(record, identity=replace(record.identity, container_form="1")).save()
+    # Nor does a request that waits for it keep it: that is going to be a cold start.
+    a_room(Limits(number=3), "c").make(2 * GB)
+    assert removed == ["c"]
+    a_room(Limits(number=2), "b").make(2 * GB)
+    assert removed == ["c", "a"]
+
+
 def test_an_image_that_is_restored_is_in_use(removed: list[str]) -> None:
     mark_used("a")
     a_room(Limits(number=3)).make(0)

@@ -44,6 +44,18 @@ def test_what_left_the_configuration_or_was_redefined_goes(removed: list[str]) -
     assert len(removed) == 2
 
 
+@pytest.mark.parametrize("form", ["1", "99", ""])
+def test_with_an_upgrade_not_all_go_at_once(removed: list[str], form: str) -> None:
+    """Neither after going back; one that left the configuration goes all the same."""
+    for model in (A, a_model("gone")):
+        record = a_checkpoint(model)
+        of_other = replace(record.identity, definition="other", container_form=form)
+        replace(record, identity=of_other).save()
+    sweeping.sweep({"a": A})
+    assert [name[:7] for name in removed] == ["llmux-g"]
+    assert has("a") and Checkpoint.load("gone") is None
+
+
 def test_one_that_runs_keeps_it(removed: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     a_checkpoint(A).save()
     with monkeypatch.context() as patched:
