@@ -74,6 +74,17 @@ class ModelInterface(ServiceInterface):
         return activation.seconds if activation else 0.0
 
     @reading
+    def LastActivation(self) -> String:
+        """The same, and also of a model that is out; empty if it never ran since the boot."""
+        move = self._switcher.model(self._name).came
+        return move.way if move else ""
+
+    @reading
+    def LastActivationSeconds(self) -> Double:
+        move = self._switcher.model(self._name).came
+        return move.seconds if move else 0.0
+
+    @reading
     def CheckpointValid(self) -> Bool:
         return not self._switcher.why_no_checkpoint(self._name)
 

@@ -90,9 +90,9 @@ def _idle(model: Properties) -> str:
 
 
 def _came_up(model: Properties) -> str:
-    if not model["ActivatedBy"]:
+    if not model["LastActivation"]:
         return "-"
-    return f"{model['ActivatedBy']} {model['ActivationSeconds']:.2f}s"
+    return f"{model['LastActivation']} {model['LastActivationSeconds']:.2f}s"
 
 
 def _details(model: Properties) -> list[tuple[str, str]]:
@@ -107,7 +107,7 @@ def _details(model: Properties) -> list[tuple[str, str]]:
         ("Endpoint", model["Endpoint"]),
         ("Requests", f"{model['InFlight']} in flight, {model['Queued']} queued"),
         ("Last used", _moment(model["LastUsed"])),
-        ("Came up by", f"{_came_up(model)}" if model["ActivatedBy"] else ""),
+        ("Came up by", f"{_came_up(model)}" if model["LastActivation"] else ""),
         ("Checkpoint", _checkpoint(model)),
         ("Takes", ", ".join(f"{cost} {s:.2f} s" for cost, s in model["Costs"].items())),
         ("Ended by itself", f"{model['Restarts']} times" if model["Restarts"] else ""),

@@ -9,6 +9,7 @@ from ..config import Config
 from ..errors import NoSuchModel
 from ..model.activation import RELEASED, Activation, is_parked, noted_place, parked_memory
 from ..model.checkpoint import Checkpoint
+from ..model.moves import Direction, Move
 from ..policy import Stage
 from ..state import State, UnitStatus, derive
 from ..units import Units
@@ -88,7 +89,9 @@ class Fleet:
         parked = await asyncio.to_thread(is_parked, model.name)
         held = await asyncio.to_thread(parked_memory, model.name)
         place = await asyncio.to_thread(noted_place, model.name)
+        came = await asyncio.to_thread(Move.load, model.name, Direction.IN)
         model.checkpoint = checkpoint
+        model.came = came
         unit = self.units.status(model.name)
         model.parked = unit.up and parked
         model.parked_memory = held if model.parked else 0

@@ -12,6 +12,7 @@ from ..config import ModelConfig
 from ..errors import LlmuxError
 from ..model.activation import Activation
 from ..model.checkpoint import Checkpoint
+from ..model.moves import Move
 from ..policy import Stage
 
 
@@ -66,6 +67,7 @@ class Model:
     backend: Backend | None = None
     checkpoint: Checkpoint | None = None
     activation: Activation | None = None
+    came: Move | None = None  # its last way in, also once it is out again
     parked: bool = False
     parked_memory: int = 0  # bytes
     failures: int = 0  # starts, since the last one that did not fail

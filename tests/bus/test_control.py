@@ -112,7 +112,8 @@ async def test_properties_of_a_cold_model(house: House) -> None:
         "Name": QWEN, "Aliases": ["qwen"], "State": "cold", "Tier": "checkpoint",
         "GPUs": [0], "Unit": names.unit(QWEN),
         "Endpoint": "", "InFlight": 0, "Queued": 0, "LastUsed": 0.0, "ActivatedBy": "",
-        "ActivationSeconds": 0.0, "CheckpointValid": False,
+        "ActivationSeconds": 0.0, "LastActivation": "", "LastActivationSeconds": 0.0,
+        "CheckpointValid": False,
         "CheckpointWhyNot": "none was taken", "CheckpointSize": 0, "CheckpointSeconds": 0.0,
         "CheckpointTaken": 0.0, "CheckpointIdentity": {}, "Failures": 0, "LastError": "",
         "Pinned": False, "IdleSince": 0.0, "Costs": {}, "Restarts": 0,
@@ -516,6 +517,16 @@ async def test_a_model_that_was_parked_says_so(house: House) -> None:
     assert await house.caller.get("/Model/b", MODEL, "ActivationSeconds") == 0.25
     await house.told()
     assert house.changes("/Model/b", "ActivatedBy")[-1] == "resume"
+
+
+async def test_a_model_that_is_out_says_how_it_came_last(house: House) -> None:
+    await house.stage.ask("b")
+    await house.stage.result(house.stage.switcher.stop("b"))
+    await house.told()
+    found = await house.caller.get_all("/Model/b", MODEL)
+    assert (found["State"], found["ActivatedBy"], found["ActivationSeconds"]) == ("cold", "", 0.0)
+    assert (found["LastActivation"], found["LastActivationSeconds"]) == ("cold", 1.5)
+    assert house.changes("/Model/b", "LastActivation") == ["cold"]
 
 
 async def test_progress_is_told_while_time_goes_by(house: House) -> None:

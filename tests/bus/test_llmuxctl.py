@@ -44,6 +44,14 @@ async def test_status_is_a_table_without_escape_codes(house: House) -> None:  # 
     assert "\x1b" not in done.out and not any(line.endswith(" ") for line in (head, qwen, b))
 
 
+async def test_status_tells_the_last_switch_of_one_that_is_out(house: House) -> None:  # noqa: F811
+    await serving(house, "b")
+    await house.stage.result(house.stage.switcher.stop("b"))
+    *_, b = (await llmuxctl("status")).out.splitlines()
+    assert b.split()[:2] == ["b", "cold"] and "cold 1.50s" in b
+    assert "Came up by: cold 1.50s" in (await llmuxctl("show", "b")).out
+
+
 async def test_status_at_a_terminal_has_colours(house: House) -> None:  # noqa: F811
     await serving(house, "b")
     async with at_a_terminal("status") as terminal:

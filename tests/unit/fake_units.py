@@ -21,6 +21,7 @@ from llmuxd.model.activation import (
 )
 from llmuxd.model.checkpoint import Checkpoint
 from llmuxd.model.identity import FORM, Identity
+from llmuxd.model.moves import Direction, Move
 from llmuxd.model.parking import Parked
 from llmuxd.state import UnitStatus
 from llmuxd.units import Units
@@ -160,6 +161,7 @@ class FakeUnits(Units):
             run = Activation.load(name)
             assert run is not None
             replace(run, way=Way.RESUME, seconds=0.25).save()
+            Move(Way.RESUME, 0.25, {}, 0.0).save(name, Direction.IN)
         return "done"
 
     async def thaw(self, name: str) -> None:
@@ -189,7 +191,9 @@ class FakeUnits(Units):
         self._runs += 1  # each run has a length of its own, as in life
         run = an_activation(name, self.ports.get(name, 1), gpus)
         devices = model.device_names if model else ()
-        replace(run, seconds=run.seconds + self._runs, devices=devices).save()
+        run = replace(run, seconds=run.seconds + self._runs, devices=devices)
+        run.save()
+        Move(run.way, run.seconds, {}, 0.0).save(name, Direction.IN)
         self._set(name, UP)
 
 
