@@ -29,6 +29,12 @@ def main() -> int:
     except LlmuxError as error:
         print(f"llmuxctl: {error}", file=sys.stderr)
         return Exit.FAILED
+    except ModuleNotFoundError as error:
+        if (error.name or __package__).partition(".")[0] == "llmuxd":
+            raise
+        print(f"llmuxctl: Python has no {error.name}: install it (README.md, What it needs)",
+              file=sys.stderr)  # fmt: skip
+        return Exit.FAILED
     except KeyboardInterrupt:
         return Exit.INTERRUPTED
     except BrokenPipeError:

@@ -4,7 +4,21 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from .checks import basics, criu, gpu, models, network, service, state, vram
+from .checks import (
+    basics,
+    criu,
+    disk,
+    firewall,
+    foreign,
+    gpu,
+    models,
+    network,
+    python,
+    selinux,
+    service,
+    state,
+    vram,
+)
 from .checks.host import Host
 from .checks.look import Look
 from .checks.result import Result, Status, fail
@@ -19,13 +33,16 @@ CHECKS: tuple[Check, ...] = (
     basics.systemd,
     basics.cgroups,
     basics.podman,
+    python.python,
     basics.configuration,
     criu.criu_check,
     criu.criu_kernel,
     criu.runtime,
     criu.options,
-    criu.firewall,
+    criu.network_lock,
+    selinux.selinux,
     network.network,
+    firewall.firewall,
     gpu.driver,
     gpu.libcuda,
     gpu.gpus,
@@ -35,7 +52,8 @@ CHECKS: tuple[Check, ...] = (
     gpu.cuda_plugin,
     gpu.devices,
     models.images,
-    models.disk,
+    disk.disk,
+    foreign.units,
     state.state,
     service.units,
     service.port,

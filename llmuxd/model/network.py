@@ -12,6 +12,8 @@ from ..config import ModelConfig, Reach
 from .process import CommandFailed, run
 
 RULES = Path(__file__).with_name("network.nft")
+# The table in them, as nft is told of it.
+TABLE = ("inet", "llmux")
 _TIMEOUT = 30.0
 # podman run's options that say which network a container is in.
 _OPTIONS = ("--network", "--net")

@@ -59,9 +59,14 @@ def _make(wish: Path) -> None:
     _check(wish)
 
 
+def open_to_others(path: Path) -> Path | None:
+    """What, of the path and all above it, others than root may write to; None where nothing is."""
+    real = path.resolve(strict=True)
+    return next((each for each in (real, *real.parents) if _is_open(each)), None)
+
+
 def _check(wish: Path) -> None:
-    real = wish.resolve(strict=True)
-    unsafe = next((path for path in (real, *real.parents) if _is_open(path)), None)
+    unsafe = open_to_others(wish)
     if unsafe is not None:
         raise Unusable(f"others than root may write to {unsafe}")
 

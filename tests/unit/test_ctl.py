@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from dbus_next import Message, MessageType
 
-from llmuxd.ctl import table, terminal, top
+from llmuxd.ctl import __main__ as llmuxctl
+from llmuxd.ctl import models, table, terminal, top
 from llmuxd.ctl.mirror import JOB, MANAGER, MODEL, Mirror
 
 GPU = [0, "H100", 80 << 30, 60 << 30, 1 << 30]
@@ -23,7 +24,7 @@ def variants(**values: Any) -> dict[str, Any]:
 def a_model(name: str, **values: Any) -> dict[str, Any]:
     base = {
         "Name": name, "State": "serving", "GPUs": [0], "Pinned": False, "InFlight": 2, "Queued": 0,
-        "IdleSince": 0.0, "ActivatedBy": "restore", "ActivationSeconds": 2.5,
+        "IdleSince": 0.0, "LastActivation": "restore", "LastActivationSeconds": 2.5,
         "CheckpointValid": True, "CheckpointSize": 3 << 30,
     }  # fmt: skip
     return variants(**(base | values))
@@ -42,7 +43,7 @@ def mirror() -> Mirror:
     manager = variants(Version="1", ActiveModels=["b"], QueueLength=4, GPUs=[GPU])
     return Mirror({
         "/Manager": {MANAGER: manager}, "/Model/b": {MODEL: a_model("b")},
-        "/Model/c": {MODEL: a_model("c", State="parked", Pinned=True, ActivatedBy="")},
+        "/Model/c": {MODEL: a_model("c", State="parked", Pinned=True, LastActivation="")},
     })  # fmt: skip
 
 
@@ -74,6 +75,36 @@ def test_signals_keep_the_mirror_true(mirror: Mirror) -> None:
     gone = a_signal("/Model/c", PROPERTIES, "PropertiesChanged", MODEL, changed, [])
     assert not mirror.apply(gone)
     assert not mirror.apply(a_signal("/Manager", MANAGER, "JobNew", 1, "/Job/1", "b"))
+
+
+def test_one_that_is_out_has_its_last_switch_too() -> None:
+    out = {key: each.value for key, each in a_model("b", State="checkpointed").items()}
+    assert models.lines([out], colour=False)[1].split() == [
+        "b", "checkpointed", "disk", "2", "0", "-", "restore", "2.50s", "3.0G",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["yaml", "dbus_next.aio"])
+def test_a_package_that_python_lacks_is_one_line(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def lacks(command: str) -> None:
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    monkeypatch.setattr("sys.argv", ["llmuxctl", "check"])
+    monkeypatch.setattr(llmuxctl, "function", lacks)
+    assert llmuxctl.main() == 1
+    assert capsys.readouterr().err.startswith(f"llmuxctl: Python has no {name}: install it")
+
+
+def test_a_module_of_its_own_that_is_not_there_is_a_bug(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lacks(command: str) -> None:
+        raise ModuleNotFoundError(name="llmuxd.ctl.nothing")
+
+    monkeypatch.setattr("sys.argv", ["llmuxctl", "check"])
+    monkeypatch.setattr(llmuxctl, "function", lacks)
+    with pytest.raises(ModuleNotFoundError):
+        llmuxctl.main()
 
 
 def test_cells_are_cut_before_they_are_painted() -> None:

@@ -166,6 +166,8 @@ def test_where_it_cannot_be_written_nothing_is_lost(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(files, "write_json", full)
     with pytest.raises(StateNotKept, match="form 2: No space left on device .*has its disk room"):
         stored.bring_up_to_date()
+    with pytest.raises(StateNotKept):
+        helper._model(OPT, None, "start")
     assert contents(root) == before
     assert isinstance(helper._attending(helper._model(OPT, None, "stop"), None), Bystander)
 

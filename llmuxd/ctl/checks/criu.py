@@ -11,7 +11,7 @@ from .look import Look
 from .result import Result, fail, ok, skip, warn
 
 # A kernel from the first on breaks every CRIU before the second; the third is what CRIU says.
-_BREAKS: tuple[tuple[Version, Version, str], ...] = (
+BREAKS: tuple[tuple[Version, Version, str], ...] = (
     ((6, 13), (4, 1), "Unexpected rt vDSO area bounds"),
     ((6, 16), (4, 2), "Can't get 1:16 opt"),
 )
@@ -116,7 +116,7 @@ def options(look: Look) -> Result:
     return problem or ok(_name(path), f"{path} has all that is needed")
 
 
-def firewall(look: Look) -> Result:
+def network_lock(look: Look) -> Result:
     """CRIU can hold a container's network still while it dumps."""
     method = look.criu_options.get("network-lock", "iptables")
     if method != "iptables":
@@ -203,7 +203,7 @@ def _name(path: str) -> str:
 
 def _broken(look: Look) -> str:
     """What CRIU says when it fails because this kernel is too new for it; else nothing."""
-    for kernel, fixed, words in _BREAKS:
+    for kernel, fixed, words in BREAKS:
         if look.criu and look.kernel >= kernel and look.criu < fixed:
             return words
     return ""

@@ -193,7 +193,8 @@ def cuda_plugin(look: Look) -> Result:
 
 def devices(look: Look) -> Result:
     """The devices that models are given are there, by file or by CDI name."""
-    wanted = list(dict.fromkeys(name for model in look.models for name in model.device_names))
+    containers = [model for model in look.models if not model.unit]
+    wanted = list(dict.fromkeys(name for model in containers for name in model.device_names))
     files = [name.partition(":")[0] for name in wanted if name.startswith("/")]
     lost = [path for path in files if not look.host.exists(path)]
     if lost:

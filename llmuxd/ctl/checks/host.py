@@ -3,6 +3,7 @@
 
 import contextlib
 import os
+import platform
 import re
 import shutil
 import signal
@@ -10,8 +11,11 @@ import subprocess
 import tempfile
 from collections.abc import Sequence
 from glob import glob
+from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
+
+from ...model import place
 
 TIMEOUT = 30.0
 # systemd's own for units. What root's shell finds elsewhere, a model's unit does not.
@@ -109,6 +113,29 @@ class Host:
         try:
             return shutil.disk_usage(path).free
         except OSError:
+            return None
+
+    def unsafe(self, path: str) -> str | None:
+        """What at or above the path others than root may write to; None where nothing is."""
+        try:
+            found = place.open_to_others(Path(path))
+        except OSError:
+            return None
+        return str(found) if found is not None else None
+
+    def requirements(self) -> list[str]:
+        """What llmuxd's own package says that it needs of Python's; empty where it is none."""
+        try:
+            told = metadata.metadata("llmuxd")
+        except metadata.PackageNotFoundError:
+            return []
+        return [f"python{told['Requires-Python']}", *(told.get_all("Requires-Dist") or [])]
+
+    def package(self, name: str) -> str | None:
+        """The version of a package of the Python that llmuxd runs on; None where it is not here."""
+        try:
+            return platform.python_version() if name == "python" else metadata.version(name)
+        except metadata.PackageNotFoundError:
             return None
 
     def kernel(self) -> str:

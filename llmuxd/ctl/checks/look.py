@@ -38,6 +38,10 @@ class Look:
             return []
         return list(self.configuration.models.values())
 
+    def unit_property(self, name: str, unit: str) -> str:
+        """What systemd says of a unit; empty where it says nothing."""
+        return self.host.run(["systemctl", "show", "-P", name, unit]).out.strip()
+
     @cached_property
     def podman_info(self) -> Done:
         """What `podman info` answered."""

@@ -26,15 +26,15 @@ def vram(look: Look) -> Result:
                     f"{model.name} wants {size(wanted)} of GPU {number}, which has {size(total)}",
                     f"lower its 'vram:' in {look.config_path}",
                 )
-    if _property(look, "ActiveState", DAEMON) != "active":
+    if look.unit_property("ActiveState", DAEMON) != "active":
         return ok("vram", _sum(totals))
     socket, service = METER
     # Only these depend on it; the others are seen without.
     lacking = fail if sized else warn
-    if _property(look, "ActiveState", socket) != "active":
+    if look.unit_property("ActiveState", socket) != "active":
         text = f"GPU memory is not measured: {socket} is not active"
         return lacking("vram", text, f"systemctl restart {DAEMON}")
-    told = _property(look, "StatusText", service)
+    told = look.unit_property("StatusText", service)
     if not told.startswith("GPU "):
         return lacking("vram", told or f"{service} says nothing", f"systemctl status {service}")
     return ok("vram", told)
@@ -54,7 +54,3 @@ def _totals(look: Look) -> dict[int, int]:
 def _sum(totals: dict[int, int]) -> str:
     gpus = [f"GPU {number}: {size(total)}" for number, total in totals.items()]
     return ", ".join(gpus) or "measured when llmuxd runs"
-
-
-def _property(look: Look, name: str, unit: str) -> str:
-    return look.host.run(["systemctl", "show", "-P", name, unit]).out.strip()
