@@ -59,9 +59,9 @@ class Following:
         comes = model.promised or self._fleet.stage(model) in _COME
         if not comes or model.queued or model.in_flight:
             return False
-        if not self._admission.orphan(model, task):
-            return False
-        self._orphans.setdefault(model.name, []).append(task)
+        if self._admission.orphan(model, task):
+            self._orphans.setdefault(model.name, []).append(task)
+        # Else it has been let in just now, and goes on by itself.
         return True
 
     def disown(self, model: Model) -> None:

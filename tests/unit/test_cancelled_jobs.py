@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """A cancelled job leaves everything as if it had not begun, or as if it had ended."""
 
+import asyncio
 from collections.abc import Callable
 
 import pytest
@@ -10,6 +11,7 @@ from llmuxd.state import State
 from llmuxd.switcher import Switcher
 
 from .fake_units import a_model
+from .simulated import simulated
 from .stage import Stage, on_stage
 
 Begin = Callable[[Switcher, str], Job]
@@ -114,6 +116,19 @@ async def test_while_it_starts_it_goes_on(kind: str) -> None:
         await stage.until_state("a", END[kind])
         assert stage.units.log == ["start a", "stop a"][: 2 if kind == "warmup" else 1]
         await goes_on(stage)
+
+
+@pytest.mark.parametrize("turns", range(4))
+@simulated
+async def test_a_warm_up_whose_model_has_just_come_goes_on(turns: int) -> None:
+    async with on_stage(a_model("a")) as stage:
+        job = stage.switcher.warmup("a")
+        await stage.until(lambda: stage.switcher.model("a").backend is not None)
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await stage.cancel(job)
+        await asyncio.sleep(100)
+        assert stage.switcher.state("a") is State.CHECKPOINTED
 
 
 async def test_a_warm_up_that_drains_what_it_started_goes_on() -> None:
