@@ -232,7 +232,8 @@ class Decider:
         # One at a time: what the one before gave back is not known until it is gone.
         leaving = any(model.moving is Stage.LEAVING for model in models.values())
         if parked and not leaving and self._is_memory_short():
-            model = min(parked, key=lambda model: model.idle_since)
+            # Not one that is about to come back, if there is another.
+            model = min(parked, key=lambda model: (bool(model.waiters), model.idle_since))
             log.info(
                 "%s: memory is short, from parked to disk", model.name,
                 extra=about(Event.MEMORY_SHORT, model=model.name, phase="leaving"),

@@ -149,7 +149,7 @@ class Leaving:
         await self._fleet.close_backend(model)
 
     async def _thaw(self, model: Model) -> None:
-        """An operator froze it, perhaps: who is to do something in there could not."""
+        """An operator froze it, perhaps: nothing in there could answer, or end."""
         if self._units.status(model.name).frozen:
             await self._units.thaw(model.name)
 
@@ -166,6 +166,7 @@ class Leaving:
             log.info("%s: draining %d requests", model.name, requests,
                      extra=about(model=model.name, phase="draining"))  # fmt: skip
             begin = now()
+            await self._thaw(model)
             model.idle.clear()
             await model.idle.wait()
             self._book.learn(model.name, Cost.DRAIN, (now() - begin) / requests)

@@ -669,6 +669,27 @@ async def test_short_memory_sends_the_least_lately_used_to_disk(
         assert stage.units.log[-1] == "stop c"
 
 
+async def test_and_rather_one_that_nobody_waits_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    short = False
+    monkeypatch.setattr("llmuxd.memory.short", lambda: short)
+    async with on_stage(PARKING, B, replace(C, tier=Tier.PARK)) as stage:
+        for name in ("c", "a"):
+            await stage.ask(name)
+        stream = stage.client("b")
+        await stream.admitted.wait()
+        waiting = stage.client("c")
+        await stage.settle()
+        short = True
+        gate = stage.units.hold("stop", "a")
+        stage.switcher._fleet.woken.set()
+        await gate.reached.wait()
+        assert stage.switcher.state("c") is State.PARKED
+        short = False
+        gate.open()
+        await stream.finish()
+        await waiting.finish()
+
+
 async def test_the_next_one_comes_once_the_gpu_is_free() -> None:
     """What is left of the old one's end is disk work."""
     async with on_stage(A, B) as stage:
@@ -855,6 +876,18 @@ async def test_what_runs_is_adopted_and_not_touched() -> None:
     await stage.switcher.close()
     assert stage.units.log == []
     assert stage.units.status("a") == UP
+
+
+async def test_one_that_was_frozen_by_hand_is_thawed_to_end_its_requests() -> None:
+    async with on_stage(A) as stage:
+        client = stage.client("a")
+        await client.admitted.wait()
+        stage.units.by_hand("a", replace(UP, freezer="frozen"))
+        job = stage.switcher.stop("a")
+        await stage.settle()
+        assert stage.units.log == ["start a", "thaw a"]
+        await client.finish()
+        assert await stage.result(job) == "done"
 
 
 async def test_one_that_was_frozen_by_hand_is_thawed_to_be_parked() -> None:
