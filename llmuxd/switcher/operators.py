@@ -124,6 +124,9 @@ class Operators:
 
         Cancelled once it comes, or another one leaves for it, that goes on to its end.
         """
+        if self._fleet.stage(model) is Stage.IN and not write:
+            # Not a turn later: it may have been told to leave by then, and would have to come back.
+            return
         serves = asyncio.Event()
 
         async def steps() -> LlmuxError | None:

@@ -1183,6 +1183,19 @@ async def test_a_job_tells_what_it_does_and_not_what_was_before() -> None:
         assert await stage.result(switch) == "done"
 
 
+@pytest.mark.parametrize("kind", ["switch", "preload"])
+async def test_a_job_that_finds_its_model_serving_does_not_bring_it_back_after_a_stop(
+    kind: str,
+) -> None:
+    async with on_stage(A) as stage:
+        await stage.ask("a")
+        jobs = [getattr(stage.switcher, kind)("a"), stage.switcher.stop("a")]
+        for job in jobs:
+            assert await stage.result(job) == "done"
+        await stage.settle()
+        assert stage.units.log == ["start a", "stop a"]
+
+
 async def test_what_cannot_be_is_refused_before_a_job_begins() -> None:
     async with on_stage(A, replace(B, checkpoint=False, devices=())) as stage:
         with pytest.raises(NotRunning):
