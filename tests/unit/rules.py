@@ -334,5 +334,7 @@ class Rules:
                 self.breaks(8, f"{model.name} still has {model.in_flight} and {model.waiters}")
             if model.transition is not None or model.moving is not None:
                 self.breaks(8, f"{model.name} is on its way for ever")
+        for job in self.switcher.jobs.all():
+            self.breaks(8, f"the {job.kind} of {job.model} hangs")
         if self.switcher.queue_length():
             self.breaks(8, f"the queue counts {self.switcher.queue_length()}")
