@@ -152,9 +152,10 @@ class FakeUnits(Units):
         return "done"
 
     async def reload(self, name: str) -> str:
+        park = take_park_order(name)  # as the helper does, before it begins: it may take a while
         if not await self._verb("reload", name):
             return "failed"
-        if take_park_order(name):
+        if park:
             Parked(whole=True, held=PARKED_MEMORY).save(name)
         else:
             Parked.forget(name)
