@@ -2,6 +2,8 @@
 """A WebSocket between a client and a model's server: two connections, and the messages passed."""
 
 import asyncio
+import contextlib
+import logging
 from collections.abc import AsyncIterable
 
 import aiohttp
@@ -9,20 +11,33 @@ from aiohttp import hdrs, web
 from multidict import CIMultiDict
 
 from ..backend import Backend, BackendGone
-from ..errors import HandshakeRefused
+from ..errors import BadRequest, HandshakeRefused
 from .loss import lost
 
 # OpenAI's realtime clients in browsers send their key as one of the offered protocols.
 KEY_PROTOCOL = "openai-insecure-api-key."
+# A client that takes nothing for so long is let go, in seconds, as that of any other answer.
+STALLED = 300.0
+# For the last words with each side, in seconds.
+FAREWELL = 5.0
+
+# It warns of protocols that the server does not speak, and would tell the key among them.
+logging.getLogger("aiohttp.websocket").setLevel(logging.ERROR)
 
 
 def wanted(request: web.BaseRequest) -> bool:
-    """Whether the client asks for a WebSocket."""
-    return request.headers.get(hdrs.UPGRADE, "").lower() == "websocket"
+    """Whether the client asks for a WebSocket; BadRequest where it does not do it as it is done."""
+    if not _upgrades(request):
+        return False
+    if not web.WebSocketResponse().can_prepare(request):
+        raise BadRequest("the request for a WebSocket is none of version 13 (RFC 6455, 4.1)")
+    return True
 
 
 def offered(request: web.BaseRequest) -> list[str]:
-    """The protocols that the client speaks, in its order."""
+    """The protocols that the client speaks, in its order; none where it wants no WebSocket."""
+    if not _upgrades(request):
+        return []
     lines = request.headers.getall(hdrs.SEC_WEBSOCKET_PROTOCOL, [])
     return [item.strip() for line in lines for item in line.split(",") if item.strip()]
 
@@ -63,6 +78,16 @@ async def pass_on(
     client = web.WebSocketResponse(protocols=chosen, autoping=False, max_msg_size=limit)
     await client.prepare(request)
     await _both_ways(client, upstream)
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(FAREWELL):
+            await upstream.close(code=_code(client.close_code))
+    try:
+        async with asyncio.timeout(FAREWELL):
+            await client.close(code=_code(upstream.close_code))
+    except TimeoutError:
+        # It takes nothing any more.
+        if request.transport is not None:
+            request.transport.abort()
     return client
 
 
@@ -79,8 +104,6 @@ async def _both_ways(
         for way in ways:
             way.cancel()
         await asyncio.gather(*ways, return_exceptions=True)
-    await upstream.close(code=_code(client.close_code))
-    await client.close(code=_code(upstream.close_code))
 
 
 async def _pass(
@@ -88,17 +111,25 @@ async def _pass(
     sink: web.WebSocketResponse | aiohttp.ClientWebSocketResponse,
 ) -> None:
     async for message in source:
-        match message.type:
-            case aiohttp.WSMsgType.TEXT:
-                await sink.send_str(message.data)
-            case aiohttp.WSMsgType.BINARY:
-                await sink.send_bytes(message.data)
-            case aiohttp.WSMsgType.PING:
-                await sink.ping(message.data)
-            case aiohttp.WSMsgType.PONG:
-                await sink.pong(message.data)
-            case _:
-                return
+        # The model's server may be busy with what it has.
+        patience = STALLED if isinstance(sink, web.WebSocketResponse) else None
+        async with asyncio.timeout(patience):
+            match message.type:
+                case aiohttp.WSMsgType.TEXT:
+                    await sink.send_str(message.data)
+                case aiohttp.WSMsgType.BINARY:
+                    await sink.send_bytes(message.data)
+                case aiohttp.WSMsgType.PING:
+                    await sink.ping(message.data)
+                case aiohttp.WSMsgType.PONG:
+                    await sink.pong(message.data)
+                case _:
+                    return
+
+
+def _upgrades(request: web.BaseRequest) -> bool:
+    upgrade = request.headers.get(hdrs.UPGRADE, "")
+    return request.method == hdrs.METH_GET and upgrade.strip().lower() == "websocket"
 
 
 def _code(given: int | None) -> int:

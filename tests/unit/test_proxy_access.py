@@ -97,6 +97,8 @@ async def test_websocket_needs_its_key_too(house: House) -> None:
     with pytest.raises(aiohttp.WSServerHandshakeError) as caught:
         await house.client.ws_connect(url, protocols=[f"openai-insecure-api-key.{SECRET}"])
     assert caught.value.status == 502  # it was let in, and this engine has none
+    # Elsewhere a protocol is none, and would go on to the engine.
+    assert (await ask(house, Sec_WebSocket_Protocol=f"openai-insecure-api-key.{SECRET}"))[0] == 401
 
 
 async def test_requests_a_minute_are_counted(house: House) -> None:

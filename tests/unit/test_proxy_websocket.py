@@ -8,6 +8,7 @@ import pytest
 from aiohttp import web
 
 from llmuxd.config import Upstream
+from llmuxd.proxy import websocket
 
 from .house import House, told
 
@@ -63,6 +64,63 @@ async def test_client_that_vanishes_frees_its_place(house: House) -> None:
     assert house.in_flight == 1
     socket._response.close()
     await house.idle()
+
+
+async def test_client_that_takes_nothing_is_let_go(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(websocket, "STALLED", 0.2)
+    monkeypatch.setattr(websocket, "FAREWELL", 0.2)
+
+    async def flood(request: web.Request) -> web.StreamResponse:
+        socket = web.WebSocketResponse()
+        await socket.prepare(request)
+        while True:
+            await socket.send_bytes(b"x" * 100_000)
+
+    house.engine.answer = flood
+    reader, writer = await asyncio.open_connection("127.0.0.1", house.port, limit=1024)
+    writer.write(HANDSHAKE.encode() + b"\r\n")
+    assert (await reader.readuntil(b"\r\n")).startswith(b"HTTP/1.1 101 ")
+    await house.engine.gone.wait()
+    await house.idle()
+    writer.close()
+
+
+HANDSHAKE = (
+    f"GET {REALTIME} HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        HANDSHAKE.replace("Connection: Upgrade\r\n", ""),
+        HANDSHAKE.replace("Version: 13", "Version: 12"),
+        HANDSHAKE.replace("dGhlIHNhbXBsZSBub25jZQ==", "x"),
+        HANDSHAKE.replace("GET", "POST"),
+    ],
+)
+async def test_handshake_that_is_none_is_the_clients_mistake(house: House, head: str) -> None:
+    house.engine.answer = echo
+    reader, writer = await asyncio.open_connection("127.0.0.1", house.port)
+    writer.write(head.encode() + b"\r\n")
+    assert (await reader.readuntil(b"\r\n")).startswith(b"HTTP/1.1 400 ")
+    writer.close()
+    assert house.stage.units.log == []
+
+
+async def test_key_in_a_protocol_is_not_logged(
+    house: House, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(0)
+    house.engine.answer = echo
+    offered = ["openai-insecure-api-key.sk-secret"]
+    async with house.client.ws_connect(house.url + REALTIME, protocols=offered) as socket:
+        await socket.receive_str()
+        assert socket.protocol is None
+    assert "sk-secret" not in caplog.text
 
 
 async def test_key_in_a_protocol_goes_no_further(house: House) -> None:
