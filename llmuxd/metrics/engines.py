@@ -9,6 +9,7 @@ import asyncio
 import json
 import logging
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import aiohttp
@@ -29,7 +30,9 @@ _SAMPLE = re.compile(
 )
 _COMMENT = re.compile(r"# (HELP|TYPE) ([a-zA-Z_:][a-zA-Z0-9_:]*) (.*)$")
 _VALUE = re.compile(r"[-+]?(?:\d+\.?\d*(?:[eE][-+]?\d+)?|\.\d+|Inf|NaN)$", re.IGNORECASE)
-_MODEL = re.compile(r'(^|,)model="')
+_PAIR = re.compile(r'([a-zA-Z_][a-zA-Z0-9_]*)="((?:[^"\\]|\\.)*)"')
+# Labels that are numbers; OpenMetrics writes 1 as 1.0.
+_NUMBERS = ("le", "quantile")
 _SUFFIXES = {
     "counter": ("_total",),
     "histogram": ("_bucket", "_sum", "_count"),
@@ -41,23 +44,30 @@ _SUFFIXES = {
 
 @dataclass
 class _Family:
+    """`samples`: each line once, by what it is of."""
+
     type: str
     help: str
-    lines: list[str] = field(default_factory=list)
+    samples: dict[tuple[str, ...], str] = field(default_factory=dict)
 
 
 class Pages:
-    """The engines' pages, merged. OpenMetrics wants each family once, and whole."""
+    """The engines' pages, merged. OpenMetrics wants each family once, and whole; a label or sample
+    that is there twice has Prometheus refuse the page, and with it what all others say."""
 
     def __init__(self) -> None:
         self._families: dict[str, _Family] = {}
+        # Whose each name is: the sum of a histogram and a gauge may have one.
+        self._owners: dict[str, str] = {}
 
     def add(self, model: str, text: str) -> None:
         """One engine's, in Prometheus' text format; what is not understood is left out."""
-        label = f"model={json.dumps(model, ensure_ascii=False)}"
+        label = json.dumps(model, ensure_ascii=False)[1:-1]
         types: dict[str, str] = {}
         helps: dict[str, str] = {}
-        for line in text.splitlines():
+        # Not splitlines: other separators than this may be in a label.
+        for line in text.split("\n"):
+            line = line.rstrip("\r")
             if line.startswith("#"):
                 comment = _COMMENT.match(line)
                 if comment:
@@ -73,7 +83,7 @@ class Pages:
             lines.append(f"# TYPE {name} {family.type}")
             if family.help:
                 lines.append(f"# HELP {name} {family.help}")
-            lines += family.lines
+            lines += family.samples.values()
         return "".join(f"{line}\n" for line in lines)
 
     def _sample(
@@ -85,11 +95,35 @@ class Pages:
         if found is None or name.startswith("llmux_") or not _VALUE.match(value):
             return
         family_name, kind, told = found
-        family = self._families.setdefault(family_name, _Family(kind, helps.get(told, "")))
-        if family.type != kind:
+        pairs = [("model", label), *_pairs(labels or "")]
+        if len(dict(pairs)) < len(pairs) or not self._claim(family_name, kind):
             return
-        others = _MODEL.sub(r'\1exported_model="', labels.rstrip(",")) if labels else ""
-        family.lines.append(f"{name}{{{label}{',' if others else ''}{others}}} {value}")
+        family = self._families.setdefault(family_name, _Family(kind, helps.get(told, "")))
+        written = [f'{key}="{text}"' for key, text in pairs]
+        family.samples.setdefault(
+            (name, *sorted(written)), f"{name}{{{','.join(written)}}} {value}"
+        )
+
+    def _claim(self, family: str, kind: str) -> bool:
+        """Whether the family is of this type, and all names of its samples are its own."""
+        known = self._families.get(family)
+        if known is not None:
+            return known.type == kind
+        names = [family, *(family + suffix for suffix in _SUFFIXES[kind])]
+        if any(name in self._owners for name in names):
+            return False
+        self._owners.update(dict.fromkeys(names, family))
+        return True
+
+
+def _pairs(labels: str) -> Iterator[tuple[str, str]]:
+    for key, value in _PAIR.findall(labels):
+        if key == "model":
+            yield "exported_model", value
+        elif key in _NUMBERS and value.isdecimal():
+            yield key, f"{value}.0"
+        else:
+            yield key, value
 
 
 def _family_of(name: str, types: dict[str, str]) -> tuple[str, str, str] | None:

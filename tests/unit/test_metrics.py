@@ -6,6 +6,8 @@ import json
 
 import pytest
 from aiohttp import web
+from hypothesis import given
+from hypothesis import strategies as st
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from llmuxd import metrics
@@ -191,6 +193,66 @@ def test_whatever_an_engine_says_the_page_stays_readable(text: str) -> None:
     merged.add("a", text)
     merged.add('b"\\', text)
     read(merged.text() + "# EOF\n")
+
+
+_names = st.sampled_from(["x", "x_total", "x_count", "x_sum", "x_created", "y", "llmux_a"])
+_kinds = st.sampled_from(["counter", "gauge", "untyped", "unknown", "info", "stateset"])
+_labels = st.sampled_from(
+    [
+        "", '{model="q"}', '{model="q",exported_model="z"}', '{exported_model="q"}',
+        '{a="1",b="2"}', '{b="2",a="1"}', '{a="1",a="2"}', '{a="\\n\\"x,model=\\""}',
+        '{a="\u2028x 1"}', '{a="1"',
+    ]
+)  # fmt: skip
+_lines = (
+    st.builds("# TYPE {} {}".format, _names, _kinds)
+    | st.builds("# HELP {} {}".format, _names, st.sampled_from(["a", 'q"', "b\\", "\\n"]))
+    | st.builds("{}{} {}".format, _names, _labels, st.sampled_from(["1", "2.0", "1e3", "+Inf"]))
+)
+
+
+@given(st.lists(st.lists(_lines, max_size=6), min_size=1, max_size=3))
+def test_engines_that_use_each_others_names_leave_the_page_readable(pages: list[list[str]]) -> None:
+    merged = engines.Pages()
+    for number, lines in enumerate(pages):
+        merged.add(f"m{number}", "\n".join(lines))
+    read(merged.text() + "# EOF\n")
+
+
+def test_numbers_in_labels_are_written_as_openmetrics_has_them() -> None:
+    merged = engines.Pages()
+    merged.add(
+        "a", '# TYPE z histogram\nz_bucket{le="1"} 0\nz_bucket{le="+Inf"} 0\nz_count 0\nz_sum 0'
+    )
+    seen = read(merged.text() + "# EOF\n")
+    assert value(seen, "z_bucket", model="a", le="1.0") == 0
+
+
+def test_separators_of_other_kinds_end_no_line() -> None:
+    merged = engines.Pages()
+    merged.add("a", '# TYPE y gauge\r\ny{q="\u2028\x85"} 1\r\n')
+    assert value(read(merged.text() + "# EOF\n"), "y", model="a", q="\u2028\x85") == 1
+
+
+async def test_engine_with_an_endless_page_costs_the_others_nothing(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines, "MAX_SIZE", 100_000)
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        if request.path != "/metrics":
+            return web.Response(text="{}")
+        response = web.StreamResponse()
+        await response.prepare(request)
+        while True:
+            await response.write(b"x 1\n" * 1000)
+
+    house.engine.answer = answer
+    await house.post()
+    seen = await scrape(house)
+    assert value(seen, "llmux_in_flight", model="org/a") == 0
+    assert ("x", (("model", "org/a"),)) not in seen
+    await house.engine.gone.wait()
 
 
 def test_label_that_an_engine_has_already_is_kept() -> None:
