@@ -9,10 +9,13 @@ from pathlib import Path
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from .. import names
+from ..costs import Cost
 from ..gpus import Gpus
 from ..model import cgroup
 from ..state import State
 from ..switcher import Switcher
+
+_WAYS = (Cost.COLD, Cost.RESTORE, Cost.RESUME, Cost.OUT, Cost.PARK)
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,9 @@ class Observed:
         flight = GaugeMetricFamily("llmux_in_flight", "Requests it answers", labels=["model"])
         queued = GaugeMetricFamily("llmux_queued", "Requests that wait for it", labels=["model"])
         failed = CounterMetricFamily("llmux_failed_starts", "Failed starts", labels=["model"])
+        moves = CounterMetricFamily(
+            "llmux_failed_moves", "Ways that it did not go as wanted", labels=["model", "phase"]
+        )
         image = GaugeMetricFamily("llmux_checkpoint_bytes", "Its image on disk", labels=["model"])
         memory = GaugeMetricFamily(
             "llmux_model_memory_bytes", "Host memory of its unit", labels=["model"]
@@ -52,13 +58,15 @@ class Observed:
             flight.add_metric([model.name], model.in_flight)
             queued.add_metric([model.name], model.queued)
             failed.add_metric([model.name], model.failed_starts)
+            for cost, count in model.failed_moves.items():
+                moves.add_metric([model.name, cost.value], count)
             image.add_metric([model.name], model.checkpoint_bytes)
             held = _memory(model.name)
             if held is not None:
                 memory.add_metric([model.name], held)
             for number, size in model.gpus.items():
                 gpu.add_metric([model.name, str(number)], size)
-        yield from (state, flight, queued, failed, image, memory, gpu)
+        yield from (state, flight, queued, failed, moves, image, memory, gpu)
 
     def _of_gpus(self) -> Iterator[Metric]:
         total = GaugeMetricFamily("llmux_gpu_total_bytes", "Its memory", labels=["gpu"])
@@ -76,6 +84,7 @@ class _Model:
     in_flight: int
     queued: int
     failed_starts: int
+    failed_moves: dict[Cost, int]
     checkpoint_bytes: int
     gpus: dict[int, int]
 
@@ -93,6 +102,7 @@ def look(switcher: Switcher, gpus: Gpus) -> Observed:
                 in_flight=model.in_flight,
                 queued=model.queued,
                 failed_starts=model.failed_starts,
+                failed_moves={way: model.failed_moves[way] for way in _WAYS},
                 checkpoint_bytes=model.checkpoint.size if model.checkpoint else 0,
                 gpus=held.get(name, {}),
             )

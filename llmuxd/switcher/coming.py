@@ -43,6 +43,7 @@ class Coming:
         begin = now()
         status = self._units.status(model.name)
         resumed = status.up
+        wanted = self._way(model, resumed)
         if status.down:
             model.held_gpus = model.config.gpus
         try:
@@ -56,17 +57,26 @@ class Coming:
             if model.backend is None:
                 raise self._start_error(model)
         except LlmuxError as error:
-            self._failed(model, error)
+            self._failed(model, wanted, error)
             raise
         except Exception:
             # Without the pause its waiters would have it started again and again.
-            self._failed(model, Internal("internal error"))
+            self._failed(model, wanted, Internal("internal error"))
             raise
         model.failures, model.may_start_at, model.last_error = 0, 0.0, ""
         if resumed:
             self._book.learn(model.name, Cost.RESUME, now() - begin)
         elif model.activation is not None:
-            self._book.learn(model.name, Cost(model.activation.way), now() - begin)
+            way = Cost(model.activation.way)
+            if (wanted, way) == (Cost.RESTORE, Cost.COLD):
+                model.failed_moves[wanted] += 1
+            self._book.learn(model.name, way, now() - begin)
+
+    def _way(self, model: Model, up: bool) -> Cost:
+        """By which it is to come in."""
+        if up:
+            return Cost.RESUME
+        return Cost.COLD if self._fleet.why_no_checkpoint(model) else Cost.RESTORE
 
     async def connect(self, model: Model) -> None:
         """A unit that came up without us: by hand, or before llmuxd was started."""
@@ -121,10 +131,11 @@ class Coming:
             f"'llmuxctl logs {model.name}' shows more",
         )
 
-    def _failed(self, model: Model, error: LlmuxError) -> None:
+    def _failed(self, model: Model, wanted: Cost, error: LlmuxError) -> None:
         pause = pauses.COOL_DOWN[min(model.failures, len(pauses.COOL_DOWN) - 1)]
         model.failures += 1
         model.failed_starts += 1
+        model.failed_moves[wanted] += 1
         model.failed_at = now()
         model.may_start_at = now() + pause
         model.last_error = error.message

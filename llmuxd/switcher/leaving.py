@@ -98,6 +98,7 @@ class Leaving:
             await self._units.stop(model.name)
         except (LlmuxError, OSError) as error:
             model.may_leave_at = now() + pauses.LEAVE_AGAIN
+            model.failed_moves[Cost.OUT] += 1
             await asyncio.to_thread(forget_leave, model.name)
             raise UnitRefused(f"{model.name!r} could not be stopped: {error}") from None
         # A unit that was down already has not taken it, and must not meet it at a later stop.
@@ -106,7 +107,12 @@ class Leaving:
         await self._fleet.look_at_images()
         if not self._units.status(model.name).down:
             model.may_leave_at = now() + pauses.LEAVE_AGAIN
+            model.failed_moves[Cost.OUT] += 1
             raise UnitRefused(f"{model.name!r} would not stop", "see 'systemctl status'")
+        kept = leave is Leave.CHECKPOINT and model.config.checkpoint and not model.config.unit
+        if kept and self._fleet.why_no_checkpoint(model):
+            # Its helper ended it without one, and says why.
+            model.failed_moves[Cost.OUT] += 1
         self._book.learn(model.name, Cost.OUT, now() - begin)
 
     async def park(self, model: Model) -> None:
@@ -121,12 +127,17 @@ class Leaving:
         begin = now()
         await self._turn_away(model)
         await self._thaw(model)
-        await helper.park(self._units, model.name)
-        await self._fleet.look(model)
-        if not model.parked:
-            raise UnitRefused(
-                f"{model.name!r} could not be parked", f"'llmuxctl logs {model.name}' shows why"
-            )
+        try:
+            await helper.park(self._units, model.name)
+            await self._fleet.look(model)
+            if not model.parked:
+                raise UnitRefused(
+                    f"{model.name!r} could not be parked",
+                    f"'llmuxctl logs {model.name}' shows why",
+                )
+        except LlmuxError:
+            model.failed_moves[Cost.PARK] += 1
+            raise
         self._book.learn(model.name, Cost.PARK, now() - begin)
 
     async def _see_in(self, model: Model, newcomers: Sequence[Model]) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..backend import Backend
 from ..config import ModelConfig
+from ..costs import Cost
 from ..errors import LlmuxError
 from ..model.activation import Activation
 from ..model.checkpoint import Checkpoint
@@ -72,6 +73,7 @@ class Model:
     parked_memory: int = 0  # bytes
     failures: int = 0  # starts, since the last one that did not fail
     failed_starts: int = 0  # of all times
+    failed_moves: Counter[Cost] = field(default_factory=Counter)  # by the way that was wanted
     failed_at: float = 0.0
     deaths: int = 0  # of its server, by itself
     in_since: float = 0.0

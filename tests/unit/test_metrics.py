@@ -15,6 +15,7 @@ from llmuxd.costs import Cost
 from llmuxd.gpus import Gpus
 from llmuxd.meter.reading import GpuMemory, Holder, Reading
 from llmuxd.metrics import engines, lag, observed
+from llmuxd.model.checkpoint import Checkpoint
 from llmuxd.proxy import usage
 from llmuxd.switcher import pauses
 
@@ -145,6 +146,49 @@ async def test_moves_and_failures_are_counted(
     assert value(seen, "llmux_move_seconds_count", model="org/a", phase="cold") == 1
     assert value(seen, "llmux_move_seconds_count", model="org/a", phase="out") == 1
     assert value(seen, "llmux_failed_starts_total", model="org/a") == 2
+
+
+async def failed_moves(house: House) -> dict[tuple[str, str], float]:
+    """What is not 0 of them, by model and phase."""
+    return {
+        (dict(pairs)["model"], dict(pairs)["phase"]): count
+        for (name, pairs), count in (await scrape(house)).items()
+        if name == "llmux_failed_moves_total" and count
+    }
+
+
+async def test_ways_that_failed_are_counted_by_way(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pauses, "COOL_DOWN", (0.02, 60.0))
+    monkeypatch.setattr(pauses, "LEAVE_AGAIN", 0.02)
+    house.stage.units.break_verb("stop", "org/a", times=1)
+    await house.post()
+    await house.post({"model": "b"})
+    assert await failed_moves(house) == {("org/a", "out"): 1}
+    # It has left a checkpoint, and starts cold all the same.
+    await house.post()
+    assert await failed_moves(house) == {("org/a", "out"): 1, ("org/a", "restore"): 1}
+    house.stage.units.break_verb("start", "b", times=1)
+    await house.post({"model": "b"})
+    assert (await failed_moves(house))["b", "restore"] == 2
+
+
+async def test_leaving_without_a_checkpoint_is_a_failure(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Checkpoint, "save", lambda record: None)
+    await house.post()
+    await house.post({"model": "b"})
+    assert await failed_moves(house) == {("org/a", "out"): 1}
+
+
+async def test_park_that_fails_is_counted(house: House) -> None:
+    await house.post()
+    house.stage.units.break_verb("reload", "org/a", times=1)
+    job = house.stage.switcher.park("org/a")
+    await house.stage.result(job)
+    assert await failed_moves(house) == {("org/a", "park"): 1}
 
 
 async def test_engines_own_metrics_come_with_the_models_name(house: House) -> None:
