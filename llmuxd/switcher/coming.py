@@ -64,6 +64,7 @@ class Coming:
             self._failed(model, wanted, Internal("internal error"))
             raise
         model.failures, model.may_start_at, model.last_error = 0, 0.0, ""
+        model.stuck = 0
         if resumed:
             self._book.learn(model.name, Cost.RESUME, now() - begin)
         elif model.activation is not None:
@@ -96,6 +97,7 @@ class Coming:
             raise UnitRefused(f"the unit of {model.name!r} is active but does not say where it is")
         # Whatever kept it from starting does so no more.
         model.failures, model.may_start_at, model.last_error = 0, 0.0, ""
+        model.stuck = 0
         log.info("%s: adopted on port %d", model.name, model.backend.port,
                  extra=about(model=model.name, phase="adopted"))  # fmt: skip
         self._warn_of_crowd(model)

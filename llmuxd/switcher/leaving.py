@@ -97,8 +97,7 @@ class Leaving:
             await asyncio.to_thread(order_leave, model.name, leave, wanted)
             await self._units.stop(model.name)
         except (LlmuxError, OSError) as error:
-            model.may_leave_at = now() + pauses.LEAVE_AGAIN
-            model.failed_moves[Cost.OUT] += 1
+            self._stays(model)
             await asyncio.to_thread(forget_leave, model.name)
             raise UnitRefused(f"{model.name!r} could not be stopped: {error}") from None
         # A unit that was down already has not taken it, and must not meet it at a later stop.
@@ -106,14 +105,19 @@ class Leaving:
         await self._fleet.look(model)
         await self._fleet.look_at_images()
         if not self._units.status(model.name).down:
-            model.may_leave_at = now() + pauses.LEAVE_AGAIN
-            model.failed_moves[Cost.OUT] += 1
+            self._stays(model)
             raise UnitRefused(f"{model.name!r} would not stop", "see 'systemctl status'")
+        model.stuck = 0
         kept = leave is Leave.CHECKPOINT and model.config.checkpoint and not model.config.unit
         if kept and self._fleet.why_no_checkpoint(model):
             # Its helper ended it without one, and says why.
             model.failed_moves[Cost.OUT] += 1
         self._book.learn(model.name, Cost.OUT, now() - begin)
+
+    def _stays(self, model: Model) -> None:
+        model.may_leave_at = now() + pauses.LEAVE_AGAIN
+        model.failed_moves[Cost.OUT] += 1
+        model.stuck += 1
 
     async def park(self, model: Model) -> None:
         """Have the unit's own helper take it off its GPU and freeze its container.

@@ -75,6 +75,7 @@ class Model:
     failed_starts: int = 0  # of all times
     failed_moves: Counter[Cost] = field(default_factory=Counter)  # by the way that was wanted
     failed_at: float = 0.0
+    stuck: int = 0  # leavings that failed, since the last one that did not
     deaths: int = 0  # of its server, by itself
     in_since: float = 0.0
     idle_since: float = 0.0

@@ -19,6 +19,7 @@ from llmuxd.model.checkpoint import Checkpoint
 from llmuxd.proxy import usage
 from llmuxd.switcher import pauses
 
+from .fake_units import DOWN
 from .house import ASK, CHAT, House
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
@@ -381,6 +382,26 @@ async def test_health_is_red_while_nothing_comes(
     assert status == 503 and "'org/a' keeps failing" in str(answer)
     house.stage.units.mend_verb("start", "org/a")
     await asyncio.sleep(0.06)
+    assert (await house.post())[0] == 200
+    assert await house.get("/health") == (200, {"status": "ok"})
+
+
+@pytest.mark.parametrize("by_hand", [False, True])
+async def test_health_is_red_while_a_model_does_not_leave(
+    house: House, monkeypatch: pytest.MonkeyPatch, by_hand: bool
+) -> None:
+    monkeypatch.setattr(pauses, "LEAVE_AGAIN", 0.02)
+    await house.post()
+    house.stage.units.break_verb("stop", "org/a")
+    waits = asyncio.create_task(house.post({"model": "b"}))
+    await house.stage.until(lambda: house.stage.switcher.model("org/a").stuck > 1)
+    status, answer = await house.get("/health")
+    assert status == 503 and "'org/a' does not leave: 'org/a' would not stop" in str(answer)
+    if by_hand:
+        house.stage.units.die("org/a", DOWN)
+    house.stage.units.mend_verb("stop", "org/a")
+    assert (await waits)[0] == 200
+    assert await house.get("/health") == (200, {"status": "ok"})
     assert (await house.post())[0] == 200
     assert await house.get("/health") == (200, {"status": "ok"})
 
