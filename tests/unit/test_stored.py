@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""forms/N has the files of /var/lib/llmux as the releases of form N write them."""
+"""forms/N has the files of /var/lib/llmux as the releases of form N write them.
+
+Not seccomp.json, which each start of a container makes anew where podman has another profile.
+"""
 
 import json
 import os
