@@ -218,10 +218,11 @@ class Operators:
 
     def _tell_phase(self, name: str) -> None:
         """A job tells what the unit of its model tells, once it is the job's doing."""
+        jobs = [job for job in self.jobs.all() if job.model == name and job.result is None]
         model = self._fleet.models.get(name)
-        text = _phase(model.moving, self._fleet.units.status(name)) if model else ""
-        for job in self.jobs.all():
-            if job.model == name and text and job.result is None:
+        if jobs and model is not None:
+            text = _phase(model.moving, self._fleet.units.status(name))
+            for job in jobs if text else ():
                 self.jobs.set_phase(job, text)
 
 
