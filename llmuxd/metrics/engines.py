@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 
 import aiohttp
 
-from ..backend import Backend, BackendGone
+from ..backend import Backend
+from ..pool import BackendGone
 from ..switcher import Switcher
 
 log = logging.getLogger(__name__)
@@ -156,17 +157,21 @@ async def ask(switcher: Switcher) -> dict[str, str]:
     return {name: page for name, page in zip(asked, pages, strict=True) if page}
 
 
+def _head(backend: Backend) -> bytes:
+    return b"GET /metrics HTTP/1.1\r\nHost: %b\r\n\r\n" % backend.pool.host
+
+
 async def _page(name: str, backend: Backend) -> str:
     try:
         async with (
             asyncio.timeout(TIMEOUT),
             backend,
-            backend.session.get(f"{backend.endpoint}/metrics") as response,
+            await backend.pool.ask(_head(backend)) as response,
         ):
             if response.status != 200:
                 return ""
             raw = bytearray()
-            async for chunk in response.content.iter_any():
+            async for chunk in response.body.iter_any():
                 raw += chunk
                 if len(raw) > MAX_SIZE:
                     raise ValueError("its page is too large")

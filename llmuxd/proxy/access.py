@@ -16,7 +16,7 @@ from . import websocket
 # Where clients put their key: OpenAI's, Anthropic's, Azure's.
 _HEADERS = ("x-api-key", "api-key")
 # Not for the engines, nor for their logs.
-SECRET_HEADERS = (hdrs.AUTHORIZATION.lower(), *_HEADERS)
+SECRET_HEADERS = (b"authorization", *(name.encode() for name in _HEADERS))
 _MINUTE = 60.0
 
 
@@ -24,7 +24,7 @@ class Caller:
     """Who asks, with what is left to them. This one may do all."""
 
     priority = 0
-    secret_headers: tuple[str, ...] = ()
+    secret_headers: tuple[bytes, ...] = ()
 
     def may_use(self, model: str) -> bool:
         """Whether the model is one of theirs."""

@@ -8,12 +8,14 @@ import logging
 import aiohttp
 from aiohttp import hdrs, web
 
+from ..line import Reply
 from ..metrics import Counts, Visit
 from ..switcher import Switcher
 from .arrivals import Arrivals
 from .headers import passed
 from .loss import cause, lost
 from .moments import now
+from .passing import Passing
 from .usage import Tail
 
 log = logging.getLogger(__name__)
@@ -40,21 +42,23 @@ class Answers:
         self,
         request: web.BaseRequest,
         visit: Visit,
-        upstream: aiohttp.ClientResponse,
+        upstream: Reply,
         begun: web.StreamResponse | None,
     ) -> web.StreamResponse:
         """`begun`: an event stream that the client has the head of already."""
         tail = Tail()
-        response = await self._begin(request, visit, upstream) if begun is None else begun
-        whole = isinstance(response, web.Response)
-        if whole or (begun is not None and upstream.content_type != "text/event-stream"):
+        response = self._passing(request, visit, upstream) if begun is None else begun
+        if _is_whole(response, upstream):
             await _pass_whole(response, upstream, tail)
             visit.prompt_tokens, visit.completion_tokens = tail.tokens
             return response
+        if isinstance(response, Passing):
+            await response.begin()
+            upstream.forget()
         gaps = self._counts.gaps(visit.model)
         before = 0.0
         try:
-            while chunk := await upstream.content.readany():
+            while chunk := await upstream.body.readany():
                 time = now()
                 if before:
                     gaps.observe(time - before)
@@ -70,23 +74,22 @@ class Answers:
         visit.prompt_tokens, visit.completion_tokens = tail.tokens
         return response
 
-    async def _begin(
-        self, request: web.BaseRequest, visit: Visit, upstream: aiohttp.ClientResponse
-    ) -> web.StreamResponse:
-        """The answer's head, sent already where the body is to follow in pieces."""
-        headers = passed(upstream.headers)
+    def _passing(self, request: web.BaseRequest, visit: Visit, upstream: Reply) -> Passing:
+        headers = passed(upstream.raw_headers)
         if self._switcher.config.response_headers:
-            self._arrivals.tell(visit, headers)
-        length = upstream.content_length
-        if length is not None and length <= _SHORT and request.method != hdrs.METH_HEAD:
-            return web.Response(status=upstream.status, reason=upstream.reason, headers=headers)
-        response = web.StreamResponse(
-            status=upstream.status, reason=upstream.reason, headers=headers
-        )
-        if length is not None:
-            response.content_length = length
-        await response.prepare(request)
-        return response
+            headers += self._arrivals.told(visit)
+        try:
+            return Passing(request, upstream.status, upstream.reason, headers, upstream.length)
+        except ValueError as error:
+            raise lost(error) from None
+
+
+def _is_whole(response: web.StreamResponse, upstream: Reply) -> bool:
+    """Whether it is passed on at once: it is short, or no event stream though one has begun."""
+    if isinstance(response, Passing):
+        return response.fits(_SHORT)
+    kind = upstream.headers.get(hdrs.CONTENT_TYPE, "")
+    return kind.partition(";")[0].strip().lower() != "text/event-stream"
 
 
 async def _write(request: web.BaseRequest, response: web.StreamResponse, chunk: bytes) -> None:
@@ -102,16 +105,14 @@ async def _write(request: web.BaseRequest, response: web.StreamResponse, chunk: 
         await response.write(chunk)
 
 
-async def _pass_whole(
-    response: web.StreamResponse, upstream: aiohttp.ClientResponse, tail: Tail
-) -> None:
+async def _pass_whole(response: web.StreamResponse, upstream: Reply, tail: Tail) -> None:
     try:
-        body = await upstream.read()
+        body = await upstream.whole()
     except (aiohttp.ClientError, OSError) as error:
         raise lost(error) from None
     tail.add(body)
-    if isinstance(response, web.Response):
-        response.body = body
+    if isinstance(response, Passing):
+        response.whole = body
         return
     # An error, as a rule: the engine's own words, in the one form that is left.
     await response.write(b"data: " + _one_line(body) + b"\n\n")

@@ -4,11 +4,10 @@
 import asyncio
 from dataclasses import dataclass
 
-from multidict import CIMultiDict
-
 from ..costs import Cost
 from ..metrics import Visit
 from ..switcher import Switcher
+from .headers import Headers
 
 # Less is no wait: the model served.
 _WAITED = 0.001
@@ -31,25 +30,22 @@ class Arrivals:
         self._of: dict[str, _Arrival] = {}
         switcher.learnt.append(self._learnt)
 
-    def tell(self, visit: Visit, headers: CIMultiDict[str]) -> None:
-        """Put into an answer's headers what its request waited for."""
-        headers["X-LLMux-Model"] = _latin(visit.model)
+    def told(self, visit: Visit) -> Headers:
+        """What an answer's headers tell of what its request waited for."""
+        # A header has no other letters than Latin ones; a name may.
+        headers = [(b"X-LLMux-Model", visit.model.encode("latin-1", "replace"))]
         if visit.waited < _WAITED:
-            return
+            return headers
         arrival = self._of.get(visit.model)
         switch = 0.0
         if arrival is not None and arrival.at >= visit.queued:
-            headers["X-LLMux-Activation"] = arrival.way.value
+            headers.append((b"X-LLMux-Activation", arrival.way.value.encode()))
             switch = min(arrival.seconds, visit.waited)
-        headers["X-LLMux-Queue-Seconds"] = f"{visit.waited - switch:.3f}"
-        headers["X-LLMux-Switch-Seconds"] = f"{switch:.3f}"
+        headers.append((b"X-LLMux-Queue-Seconds", b"%.3f" % (visit.waited - switch)))
+        headers.append((b"X-LLMux-Switch-Seconds", b"%.3f" % switch))
+        return headers
 
     def _learnt(self, model: str, cost: Cost, seconds: float) -> None:
         if cost in _CAME:
             self.last_at = asyncio.get_running_loop().time()
             self._of[model] = _Arrival(cost, seconds, self.last_at)
-
-
-def _latin(name: str) -> str:
-    # A header has no other letters; a name may.
-    return name if name.isascii() else name.encode("latin-1", "replace").decode("latin-1")

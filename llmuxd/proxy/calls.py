@@ -14,15 +14,16 @@ from .access import Caller
 from .answer import Answers
 from .form import Form
 from .headers import HANDSHAKE, passed
-from .relay import Outgoing, Relay
+from .outgoing import Outgoing
+from .relay import Relay
 from .routes import READING, Kind, Route
 from .waiting import HEADER, WANTED, Waiting
 
-_UNPACKED = (hdrs.CONTENT_ENCODING.lower(),)
+_UNPACKED = (b"content-encoding",)
 _SEE = "see 'upstream' in llmux.yaml"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Call:
     """One request for a model. `target` is its path and query, as they were sent."""
 
@@ -64,7 +65,8 @@ class Calls:
         """A call of the API."""
         config = self._switcher.config
         request = call.request
-        await _invite_body(request, config.max_body)
+        if hdrs.EXPECT in request.headers:
+            await _invite_body(request, config.max_body)
         if request.headers.get(hdrs.CONTENT_TYPE, "").startswith("multipart/form-data"):
             form = Form(request, config.max_body)
             name = _resolve(config, call, await form.model() or targets.model(call.target))
@@ -118,16 +120,14 @@ class Calls:
 
 def _outgoing(call: Call, target: str, what: bytes | Form, *, stream: bool = False) -> Outgoing:
     # The body was decompressed as it was read.
-    headers = passed(call.request.headers, (*_UNPACKED, *call.caller.secret_headers))
-    if isinstance(what, Form) and what.length is not None:
-        headers[hdrs.CONTENT_LENGTH] = str(what.length)
+    headers = passed(call.request.raw_headers, (*_UNPACKED, *call.caller.secret_headers))
     return Outgoing(
         call.request.method, target, headers, what, call.caller.priority, stream=stream
     )  # fmt: skip
 
 
 def _tunnel(call: Call, target: str) -> Outgoing:
-    headers = passed(call.request.headers, (*HANDSHAKE, *call.caller.secret_headers))
+    headers = passed(call.request.raw_headers, (*HANDSHAKE, *call.caller.secret_headers))
     return Outgoing(
         call.request.method, target, headers, b"", call.caller.priority, tunnel=True
     )  # fmt: skip

@@ -2,69 +2,24 @@
 """Passes a request to a model's server, and its answer back, as it comes."""
 
 import asyncio
-import errno
-import io
-from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import aiohttp
-import yarl
-from aiohttp import web
-from multidict import CIMultiDict
+from aiohttp import hdrs, web
 
-from ..backend import Backend, BackendGone
+from ..backend import Backend
 from ..errors import LlmuxError, TimedOut
+from ..line import Reply
 from ..metrics import Visit
+from ..pool import BackendGone
 from ..switcher import Switcher
 from . import websocket
 from .answer import Answers
-from .form import Form
 from .loss import lost, was_closed
 from .moments import now
+from .outgoing import Outgoing
 from .waiting import Waiting
-
-# From here on aiohttp wants a file, which it writes in pieces.
-_LARGE = 1 << 20
-
-_NONE: CIMultiDict[str] = CIMultiDict()
-
-
-@dataclass(slots=True)
-class Outgoing:
-    """What the model's server is to get. `target` is the path and query, as they are sent.
-
-    `stream`: an event stream is wanted; `tunnel`: a WebSocket.
-    """
-
-    method: str
-    target: str
-    headers: CIMultiDict[str]
-    body: bytes | Form = b""
-    priority: int = 0
-    stream: bool = False
-    tunnel: bool = False
-
-    @property
-    def data(self) -> bytes | io.BytesIO | AsyncIterator[bytes] | None:
-        """The body in the form in which aiohttp sends it best."""
-        if isinstance(self.body, Form):
-            return self.body.chunks()
-        if len(self.body) >= _LARGE:
-            return io.BytesIO(self.body)
-        return self.body or None
-
-    @property
-    def replayable(self) -> bool:
-        """Whether it can be sent again."""
-        return not isinstance(self.body, Form) or self.body.replayable
-
-    def forget(self) -> None:
-        """It has been sent: who waits for the answer's end need not hold it meanwhile."""
-        self.headers = _NONE
-        self.body = b""
-
 
 # What is open to the server until the answer has passed: a reply, or a WebSocket.
 Opened = TypeVar("Opened", bound=AbstractAsyncContextManager[Any])
@@ -88,13 +43,13 @@ class _Turn(Generic[Opened]):
         self._visit.queued = now()
         try:
             return await self._once(deadline)
-        except (aiohttp.ClientConnectorError, BackendGone) as error:
+        except BackendGone as error:
             # It never had the request: its server died, and systemd has not told yet.
             if not self._outgoing.replayable:
                 raise lost(error) from None
         try:
             return await self._once(deadline)
-        except (aiohttp.ClientConnectorError, BackendGone) as error:
+        except BackendGone as error:
             raise lost(error) from None
 
     async def __aexit__(self, *exc: Any) -> None:
@@ -111,7 +66,7 @@ class _Turn(Generic[Opened]):
             self._opened = await self._open(backend, deadline)
         except BaseException as error:
             try:
-                if _refused(error):
+                if isinstance(error, BackendGone) and error.refused:
                     await self._switcher.lost(self._visit.model, backend)
             finally:
                 await place.__aexit__(None, None, None)
@@ -124,12 +79,12 @@ class _Turn(Generic[Opened]):
         raise NotImplementedError
 
 
-class _Question(_Turn[aiohttp.ClientResponse]):
+class _Question(_Turn[Reply]):
     """One that is asked and answered."""
 
     __slots__ = ()
 
-    async def _open(self, backend: Backend, deadline: float) -> aiohttp.ClientResponse:
+    async def _open(self, backend: Backend, deadline: float) -> Reply:
         """The answer's head, in time: a server may accept a request and never answer it."""
         limit = asyncio.timeout_at(deadline)
         try:
@@ -203,28 +158,10 @@ class Relay:
             return await websocket.pass_on(request, upstream, limit)
 
 
-def _refused(error: BaseException) -> bool:
-    """Whether nobody listens. Other errors are ours, such as too many open files."""
-    return (
-        isinstance(error, aiohttp.ClientConnectorError)
-        and error.os_error.errno == errno.ECONNREFUSED
-    )
-
-
-async def _send(backend: Backend, outgoing: Outgoing) -> aiohttp.ClientResponse:
-    async def once() -> aiohttp.ClientResponse:
-        return await backend.session.request(
-            outgoing.method,
-            # As it was sent, without a second opinion on what needs quoting.
-            yarl.URL(backend.endpoint + outgoing.target, encoded=True),
-            data=outgoing.data,
-            headers=outgoing.headers,
-            allow_redirects=False,
-        )
-
+async def _send(backend: Backend, outgoing: Outgoing) -> Reply:
     try:
-        return await once()
-    except (aiohttp.ClientConnectorError, BackendGone):
+        return await _ask(backend, outgoing, fresh=False)
+    except BackendGone:
         raise
     except (aiohttp.ClientError, OSError) as error:
         if not was_closed(error) or not outgoing.replayable:
@@ -232,6 +169,17 @@ async def _send(backend: Backend, outgoing: Outgoing) -> aiohttp.ClientResponse:
         # Most likely the server closed an idle connection just as it was used. Where it died
         # of this very request instead, the connection is refused, and that is the end of it.
         try:
-            return await once()
+            return await _ask(backend, outgoing, fresh=True)
         except (aiohttp.ClientError, OSError):
             raise lost(error) from None
+
+
+async def _ask(backend: Backend, outgoing: Outgoing, *, fresh: bool) -> Reply:
+    pool = backend.pool
+    return await pool.ask(
+        outgoing.head(pool.host),
+        outgoing.pieces,
+        chunked=outgoing.chunked,
+        no_body=outgoing.method == hdrs.METH_HEAD,
+        fresh=fresh,
+    )

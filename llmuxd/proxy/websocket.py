@@ -10,8 +10,10 @@ import aiohttp
 from aiohttp import hdrs, web
 from multidict import CIMultiDict
 
-from ..backend import Backend, BackendGone
+from ..backend import Backend
 from ..errors import BadRequest, HandshakeRefused
+from ..pool import BackendGone
+from .headers import Headers
 from .loss import lost
 
 # OpenAI's realtime clients in browsers send their key as one of the offered protocols.
@@ -46,7 +48,7 @@ async def connect(
     request: web.BaseRequest,
     backend: Backend,
     target: str,
-    headers: CIMultiDict[str],
+    headers: Headers,
     limit: int,
 ) -> aiohttp.ClientWebSocketResponse:
     """The model's side of it; `limit` is a message's, in bytes."""
@@ -55,7 +57,7 @@ async def connect(
         return await backend.session.ws_connect(
             backend.endpoint + target,
             protocols=protocols,
-            headers=headers,
+            headers=_as_text(headers),
             autoping=False,
             max_msg_size=limit,
         )
@@ -64,9 +66,11 @@ async def connect(
             f"the model's server refuses a WebSocket on {target.partition('?')[0]}:"
             f" status {error.status}"
         ) from None
+    except BackendGone:
+        raise
+    except aiohttp.ClientConnectorError as error:
+        raise BackendGone(f"it cannot be reached: {error.os_error}") from error.os_error
     except (aiohttp.ClientError, OSError) as error:
-        if isinstance(error, (aiohttp.ClientConnectorError, BackendGone)):
-            raise
         raise lost(error) from None
 
 
@@ -130,6 +134,13 @@ async def _pass(
 def _upgrades(request: web.BaseRequest) -> bool:
     upgrade = request.headers.get(hdrs.UPGRADE, "")
     return request.method == hdrs.METH_GET and upgrade.strip().lower() == "websocket"
+
+
+def _as_text(headers: Headers) -> CIMultiDict[str]:
+    return CIMultiDict(
+        (name.decode(errors="surrogateescape"), value.decode(errors="surrogateescape"))
+        for name, value in headers
+    )
 
 
 def _code(given: int | None) -> int:

@@ -152,10 +152,9 @@ class FakeUnits(Units):
         return "done"
 
     async def reload(self, name: str) -> str:
-        park = take_park_order(name)  # as the helper does, before it begins: it may take a while
         if not await self._verb("reload", name):
             return "failed"
-        if park:
+        if take_park_order(name):
             Parked(whole=True, held=PARKED_MEMORY).save(name)
         else:
             Parked.forget(name)

@@ -15,8 +15,8 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from llmuxd.backend import Backend
 from llmuxd.policy import Gpu
+from llmuxd.pool import BackendGone, Pool
 from llmuxd.proxy import answer as answer_of_engine
 from llmuxd.proxy.usage import Tail
 from llmuxd.state import State
@@ -502,21 +502,15 @@ async def test_our_own_shortage_does_not_cut_the_streams_of_others(
         return response
 
     house.engine.answer = answer
-    backend_of_all = house.stage.switcher
     async with house.client.post(house.url + CHAT, json=ASK) as response:
         assert await response.content.readany() == b"first"
-        backend = backend_of_all.model("org/a").backend
-        assert backend is not None
-        key = aiohttp.client_reqrep.ConnectionKey(
-            "127.0.0.1", backend.port, False, True, None, None, None
-        )
-        shortage = aiohttp.ClientConnectorError(key, OSError(errno.EMFILE, "Too many open files"))
+        shortage = OSError(errno.EMFILE, "Too many open files")
 
-        async def refuse(*args: object, **kwargs: object) -> None:
-            raise shortage
+        async def refuse(pool: Pool) -> None:
+            raise BackendGone("it cannot be reached") from shortage
 
         with monkeypatch.context() as patch:
-            patch.setattr(backend.session, "request", refuse)
+            patch.setattr(Pool, "_connect", refuse)
             assert told(await house.post())[0] == 502
         go_on.set()
         assert await response.read() == b"last"
@@ -660,18 +654,6 @@ async def test_engine_that_always_hangs_up_is_asked_twice_and_no_oftener(house: 
         house.stage.units.ports["org/a"] = port
         assert told(await house.post())[0] == 502
     assert len(requests) == 2
-
-
-async def test_closed_backend_opens_no_connection_again() -> None:
-    backend = Backend(1)
-    assert backend.session is not None
-    await backend.close()
-    try:
-        session = backend.session
-    except Exception:
-        return
-    await session.close()
-    raise AssertionError("a session that nobody will close")
 
 
 # Models that fail
