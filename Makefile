@@ -61,6 +61,8 @@ install-files:
 	done
 	$(FILL) packaging/llmux-model.in > $(DESTDIR)$(LIBEXECDIR)/llmux/llmux-model
 	chmod 755 $(DESTDIR)$(LIBEXECDIR)/llmux/llmux-model
+	$(FILL) packaging/llmux-erase.in > $(DESTDIR)$(LIBEXECDIR)/llmux/llmux-erase
+	chmod 755 $(DESTDIR)$(LIBEXECDIR)/llmux/llmux-erase
 	$(FILL) packaging/llmux-gpus.in > $(DESTDIR)$(LIBEXECDIR)/llmux/llmux-gpus
 	chmod 755 $(DESTDIR)$(LIBEXECDIR)/llmux/llmux-gpus
 	install -d $(DESTDIR)$(BINDIR) $(DESTDIR)$(LIBEXECDIR)/llmux/bin

@@ -234,6 +234,8 @@ class Container:
         argv = [
             "podman", "network", "create",
             "--label", f"{LABEL}={self._model.name}",
+            # network.nft closes it by this name; a podman older than 4.5 cannot give one, and no
+            # model starts there.
             "--interface-name", self.network.bridge,
             # No packet goes from one such network to another.
             "--opt", "isolate=true",
@@ -276,6 +278,18 @@ def network_owners() -> list[str]:
     argv = ["podman", "network", "ls", "--filter", f"label={LABEL}", "--format", "json"]
     found = json.loads(run(argv, QUERY_TIMEOUT) or "[]")
     return [str(network["labels"][LABEL]) for network in found]
+
+
+def remove_all() -> None:
+    """Make no model's container exist, nor an image that podman keeps, nor a network of theirs."""
+    ours = ("--quiet", "--filter", f"label={LABEL}")
+    containers = run(["podman", "ps", "--all", *ours], QUERY_TIMEOUT).split()
+    if containers:
+        argv = ["podman", "rm", "--force", "--ignore", "--volumes", "--time", "0", *containers]
+        run(argv, REMOVE_TIMEOUT)
+    networks = run(["podman", "network", "ls", *ours], QUERY_TIMEOUT).split()
+    if networks:
+        run(["podman", "network", "rm", *networks], REMOVE_TIMEOUT)
 
 
 def criu_version() -> str:

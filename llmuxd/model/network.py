@@ -45,3 +45,8 @@ class Network:
         except CommandFailed as error:
             todo = "install nftables, or have 'network: open' in llmux.yaml"
             raise CommandFailed(argv, error.status, f"{error.reason}; {todo}") from None
+
+
+def forget_rules() -> None:
+    """Take the rules out of force, whether they were or not."""
+    run(["nft", "add table inet llmux; delete table inet llmux"], _TIMEOUT)
