@@ -32,7 +32,7 @@ all:
 	@echo "make install DESTDIR= PREFIX=/usr"
 	@echo "make install-venv VENV=/opt/llmuxd"
 	@echo "make sdist   dist/*.tar.gz, the same bytes from the same sources"
-	@echo "make sbom    dist/*.cdx.json, what install-venv consists of"
+	@echo "make sbom    packaging/llmuxd.cdx.json, what install-venv consists of"
 	@echo "make rpm     dist/*.rpm, by rpmbuild"
 	@echo "make deb     dist/*.deb, by dpkg-deb"
 
@@ -110,6 +110,7 @@ install-venv:
 	install -d $(DESTDIR)$(BINDIR)
 	ln -sf $(VENV)/bin/llmuxd $(VENV)/bin/llmuxctl $(DESTDIR)$(BINDIR)/
 	$(MAKE) install-files PYTHON=$(VENV)/bin/python3
+	install -D -m 644 packaging/llmuxd.cdx.json $(DESTDIR)$(DOCDIR)/llmuxd.cdx.json
 
 # Pins what pyproject.toml asks for, what it is built with, what the proxy is compared with, and
 # the clients that are tried: the hash of every file.
@@ -128,9 +129,27 @@ requirements:
 		--generate-hashes --no-header --no-annotate $(foreach name,$(NOT_ASKED),--no-emit-package $(name)) \
 		--output-file tests/machine/clients.txt tests/machine/clients.in
 
+VERSION   = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' llmuxd/__init__.py)
+# What `make install-venv` consists of, as CycloneDX; the same bytes from the same sources. It is
+# kept, so that a build needs no cyclonedx-py; `make check` holds it against the pins.
+CYCLONEDX ?= .venv/bin/cyclonedx-py
+OUT       ?= packaging
+.PHONY: sbom
+sbom:
+	install -d $(OUT)
+	sed 's/^dynamic = .*/version = "$(VERSION)"/' pyproject.toml > $(OUT)/pyproject.toml
+	PYTHONWARNINGS=ignore $(CYCLONEDX) requirements packaging/requirements.txt \
+		--pyproject $(OUT)/pyproject.toml --short-PURLs --output-reproducible \
+		--of JSON -o $(OUT)/llmuxd.cdx.json
+	rm $(OUT)/pyproject.toml
+
+# The bill of materials beside what is built, by the name that it has there.
+BILL      = install -D -m 644 packaging/llmuxd.cdx.json dist/llmuxd-$(VERSION).cdx.json
+
 .PHONY: sdist
 sdist:
 	$(PYTHON) packaging/sdist.py
+	$(BILL)
 
 # Elsewhere than on Fedora and its kin rpmbuild is told what their macros mean, and finds no
 # packages of theirs to hold the spec's BuildRequires against. (rpmbuild forgets what --load told it
@@ -139,19 +158,6 @@ RPMBUILD ?=
 MACROS    = $(shell rpm --showrc | sed -n 's/^Macro path: //p')
 FEDORA    = $(if $(shell rpm --eval '%{?pyproject_wheel:yes}'),,--nodeps \
 	--macros '$(MACROS):$(CURDIR)/packaging/rpm/fedora.macros')
-# What `make install-venv` consists of, as CycloneDX; the same bytes from the same sources.
-VERSION   = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' llmuxd/__init__.py)
-CYCLONEDX ?= .venv/bin/cyclonedx-py
-OUT       ?= dist
-.PHONY: sbom
-sbom:
-	install -d $(OUT)
-	sed 's/^dynamic = .*/version = "$(VERSION)"/' pyproject.toml > $(OUT)/pyproject.toml
-	PYTHONWARNINGS=ignore $(CYCLONEDX) requirements packaging/requirements.txt \
-		--pyproject $(OUT)/pyproject.toml --short-PURLs --output-reproducible \
-		--of JSON -o $(OUT)/llmuxd-$(VERSION).cdx.json
-	rm $(OUT)/pyproject.toml
-
 .PHONY: rpm
 rpm: sdist
 	rpmbuild -bb $(FEDORA) --define '_topdir $(CURDIR)/build/rpm' \
@@ -172,7 +178,7 @@ deb:
 	install -D -m 755 -t $(DEB)/DEBIAN packaging/deb/p*
 	sed 's/@version@/$(VERSION)/' packaging/deb/control > $(DEB)/DEBIAN/control
 	echo /etc/llmux/llmux.yaml > $(DEB)/DEBIAN/conffiles
-	install -d dist
+	$(BILL)
 	dpkg-deb --root-owner-group --build $(DEB) dist/
 
 # Lint, types and every ring of tests; RINGS="tools lint unit" picks some.
