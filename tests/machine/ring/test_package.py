@@ -1,30 +1,65 @@
 # SPDX-License-Identifier: MIT
 """The packages: built, linted, installed, upgraded below a stream, erased without a trace."""
 
+import json
 import re
 import shutil
 import subprocess
+import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from .guest import CONFIG, OPT, complete, counter, leftovers, sh, stream, two_fakes, unit
+from llmuxd import __version__, names, stored
+
+from .guest import (
+    CONFIG,
+    OPT,
+    QWEN,
+    complete,
+    counter,
+    eventually,
+    journal,
+    leftovers,
+    record,
+    sh,
+    stream,
+    two_fakes,
+    unit,
+)
 
 CHECKOUT = Path("/usr/src/llmuxd")
 WORK = Path("/var/tmp/llmux-package")
+STATE = Path("/var/lib/llmux")
+IMAGES = Path("/srv/llmux-fast/images")
+RETIRED = Path("/usr/lib/python3/dist-packages/llmuxd/retired.py")
 # Debian's packages, which it depends on, are not in RPM's database.
 RPM = ("rpm", "--nodeps")
 BUILD_SECONDS = 500.0
+OLDER = "0.0.9"
+# What an older release may have had, by its file: what stands there now, and what stood there then.
+# A later release reads an older one's state, and makes its containers in another form.
+THEN = {
+    "llmuxd/__init__.py": (r'__version__ = ".*"', f'__version__ = "{OLDER}"'),
+    "llmuxd/stored.py": (r"(?m)^FORM = \d+", "FORM = 1"),
+    "llmuxd/config.py": (r"(?m)^CONTAINER_FORM = \d+", "CONTAINER_FORM = 1"),
+    "packaging/rpm/llmuxd.spec": (r"(?m)^(Version: +)\S+", rf"\g<1>{OLDER}"),
+    "packaging/llmux.yaml": (r"\A", "# As it was.\n"),
+    "systemd/llmuxd.service": (r"(?m)^Description=.*", "Description=As it was"),
+    "systemd/llmux-model@.service": (r"(?m)^Description=.*", "Description=As it was"),
+    "dbus/org.llmux.policy": (r"(?s)<message>.*?</message>", "<message>As it was.</message>"),
+    "dbus/org.llmux.conf": (r'.*send_interface="org.llmux.Manager"/>\n', ""),
+}
 
 
 @dataclass(frozen=True)
 class Built:
-    """Two builds of one source; the second differs by its release."""
+    """This release, and what one before it may have been."""
 
-    first: Path
-    second: Path
+    older: Path
+    this: Path
 
     def packages(self, directory: Path) -> list[str]:
         """The RPMs of one of them."""
@@ -39,14 +74,23 @@ def checkout(name: str) -> Path:
     return copy
 
 
+def older() -> Path:
+    """A copy of what an older release may have been, with a module that this one has no more."""
+    copy = checkout("older")
+    for name, (now, then) in THEN.items():
+        text, changed = re.subn(now, then, (copy / name).read_text(encoding="utf-8"))
+        assert changed, name
+        (copy / name).write_text(text, encoding="utf-8")
+    (copy / "llmuxd" / RETIRED.name).touch()
+    return copy
+
+
 @pytest.fixture(scope="module")
 def built() -> Iterator[Built]:
     """Built without %check, of which there is a test."""
     shutil.rmtree(WORK, ignore_errors=True)
-    both = Built(checkout("first"), checkout("second"))
-    spec = both.second / "packaging/rpm/llmuxd.spec"
-    spec.write_text(spec.read_text().replace("Release:        1", "Release:        2"))
-    for copy in (both.first, both.second):
+    both = Built(older(), checkout("this"))
+    for copy in (both.older, both.this):
         sh("make", "-C", str(copy), "rpm", "RPMBUILD=--without tests")
     yield both
     shutil.rmtree(WORK)
@@ -60,17 +104,21 @@ def bare(built: Built) -> Iterator[set[Path]]:
     sh("systemctl", "stop", "llmuxd.socket", "llmuxd.service")
     # Who went by the README before has enabled them.
     sh("systemctl", "disable", "llmuxd.socket", "llmuxd.service")
-    for name in sh("rpm", "-qlp", *built.packages(built.first)).splitlines():
+    for name in sh("rpm", "-qlp", *built.packages(built.this)).splitlines():
         if Path(name).is_file() or Path(name).is_symlink():
             Path(name).unlink()
+    # An older release refuses what a newer one has kept there.
+    shutil.rmtree(STATE, ignore_errors=True)
     sh("systemctl", "daemon-reload")
     try:
         yield files()
     finally:
         sh("rpm", "--erase", "llmuxd", "llmuxd-nvidia", check=False)
         sh("dpkg", "--purge", "llmuxd", check=False)
-        CONFIG.with_name("llmux.yaml.rpmsave").unlink(missing_ok=True)
-        sh("make", "-C", str(built.first), "install")
+        for path in beside_the_configuration():
+            path.unlink()
+        shutil.rmtree(IMAGES.parent, ignore_errors=True)
+        sh("make", "-C", str(built.this), "install")
         sh("systemctl", "daemon-reload")
         sh("systemctl", "disable", "llmuxd.socket")
         sh("systemctl", "reload", "dbus.service")
@@ -94,17 +142,17 @@ def test_the_check_of_the_rpm_is_the_unit_ring(built: Built) -> None:
 
 
 def test_rpmlint_has_nothing_to_say(built: Built) -> None:
-    rules = built.first / "packaging/rpm/llmuxd.rpmlintrc"
-    spec = built.first / "packaging/rpm/llmuxd.spec"
-    said = sh("rpmlint", "-r", str(rules), *built.packages(built.first), str(spec))
+    rules = built.this / "packaging/rpm/llmuxd.rpmlintrc"
+    spec = built.this / "packaging/rpm/llmuxd.spec"
+    said = sh("rpmlint", "-r", str(rules), *built.packages(built.this), str(spec))
     assert " 0 errors, 0 warnings" in said, said
 
 
 def test_the_package_has_what_make_install_installs(built: Built) -> None:
     root = WORK / "root"
-    sh("make", "-C", str(built.first), "install", f"DESTDIR={root}", "PREFIX=/usr")
+    sh("make", "-C", str(built.this), "install", f"DESTDIR={root}", "PREFIX=/usr")
     made = {f"/{path.relative_to(root)}" for path in root.rglob("*") if not path.is_dir()}
-    packed = set(sh("rpm", "-qlp", *built.packages(built.first)).splitlines())
+    packed = set(sh("rpm", "-qlp", *built.packages(built.this)).splitlines())
     # rpmbuild compresses manual pages; pip notes where it took the wheel from.
     packed = {name.removesuffix(".gz") for name in packed}
     assert {name for name in made if "dist-packages" not in name} <= packed
@@ -116,9 +164,19 @@ def test_the_sources_are_packed_the_same_each_time(built: Built) -> None:
     copy = checkout("again")
     sh("sh", "-c", f"find {copy} -exec touch --date=2001-01-01 {{}} + && chmod -R g+w {copy}")
     sh("make", "-C", str(copy), "sdist")
-    (one,) = (built.first / "dist").glob("*.tar.gz")
+    (one,) = (built.this / "dist").glob("*.tar.gz")
     (other,) = (copy / "dist").glob("*.tar.gz")
     assert one.read_bytes() == other.read_bytes()
+
+
+def test_the_bill_of_materials_is_in_the_sources_and_beside_what_is_built(built: Built) -> None:
+    kept = (CHECKOUT / "packaging/llmuxd.cdx.json").read_bytes()
+    (beside,) = (built.this / "dist").glob("*.cdx.json")
+    assert (beside.name, beside.read_bytes()) == (f"llmuxd-{__version__}.cdx.json", kept)
+    (archive,) = (built.this / "dist").glob("*.tar.gz")
+    with tarfile.open(archive) as sources:
+        packed = sources.extractfile(f"llmuxd-{__version__}/packaging/llmuxd.cdx.json")
+        assert packed is not None and packed.read() == kept
 
 
 def freshly_installed() -> None:
@@ -128,11 +186,48 @@ def freshly_installed() -> None:
     assert sh("systemctl", "is-active", "llmuxd.socket", check=False) == "inactive"
 
 
+def beside_the_configuration() -> set[Path]:
+    """What a package manager put there."""
+    return set(CONFIG.parent.glob("llmux.yaml?*"))
+
+
+def as_nobody(*argv: str) -> bool:
+    """Whether somebody without rights can do that."""
+    user = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
+    return subprocess.run([*user, *argv], capture_output=True, check=False).returncode == 0
+
+
+def may_list_models() -> bool:
+    return as_nobody("busctl", "call", "org.llmux", "/Manager", "org.llmux.Manager", "ListModels")
+
+
+def polkit_says() -> str:
+    return sh("pkaction", "--verbose", "--action-id=org.llmux.switch")
+
+
+def described(name: str) -> str:
+    """systemd has read the unit's file; what that says of itself."""
+    assert sh("systemctl", "show", "-P", "NeedDaemonReload", name) == "no"
+    return sh("systemctl", "show", "-P", "Description", name)
+
+
+def the_older_one_serves(again: list[str]) -> None:
+    """With a configuration of the host's own, which another installation of it leaves alone."""
+    two_fakes(checkpoint_dir=str(IMAGES))
+    configured = CONFIG.read_text()
+    assert complete(QWEN).text
+    sh(*again)
+    assert CONFIG.read_text() == configured and beside_the_configuration() == set()
+    assert complete(OPT).text
+    assert Path(record(QWEN)["place"]).parent == IMAGES
+    assert described("llmuxd.service") == described(names.unit(OPT)) == "As it was"
+    assert not may_list_models() and "As it was" in polkit_says()
+    assert sh("llmuxctl", "version").count(OLDER) == 2 and RETIRED.exists()
+
+
 def upgrade_below_a_stream(upgrade: list[str]) -> None:
     """The stream goes on, its server stays, llmuxd comes back, the configuration is kept."""
-    two_fakes()
     configured = CONFIG.read_text()
-    assert complete(OPT).text
     server, daemon = unit(OPT, "MainPID"), sh("systemctl", "show", "-P", "MainPID", "llmuxd")
     with stream(OPT, 60, seconds_per_token=0.05) as tokens:
         next(tokens)
@@ -146,6 +241,26 @@ def upgrade_below_a_stream(upgrade: list[str]) -> None:
     assert CONFIG.read_text() == configured
 
 
+def this_one_is_in_force(new: Path) -> None:
+    """Its programs, and all that others read; the packaged configuration lies beside the host's."""
+    assert sh("llmuxctl", "version").count(__version__) == 2
+    for name in ("llmuxd.service", names.unit(OPT)):
+        assert described(name) not in ("", "As it was")
+    eventually(may_list_models, "the bus has the new policy")
+    eventually(lambda: "As it was" not in polkit_says(), "polkit has the new actions")
+    assert beside_the_configuration() == {new}
+    assert new.read_text() == (CHECKOUT / "packaging/llmux.yaml").read_text()
+    assert not RETIRED.exists()
+    form = json.loads((STATE / "form.json").read_text())["form"]
+    assert form == stored.FORM
+
+
+def models_go_on_from_there() -> None:
+    """Each starts cold once, for its container is of another form, and is then restored again."""
+    ways = [complete(model).headers["X-LLMux-Activation"] for model in (QWEN, OPT, QWEN, OPT)]
+    assert ways == ["cold", "cold", "restore", "restore"]
+
+
 def nothing_is_left(bare: set[Path], but: set[Path]) -> None:
     """No file, unit, process, port, container or network."""
     assert files() - bare == but
@@ -154,41 +269,69 @@ def nothing_is_left(bare: set[Path], but: set[Path]) -> None:
     assert sh("podman", "ps", "--all", "--quiet") == ""
     assert sh("podman", "network", "ls", "--quiet") == "podman"
     assert "table inet llmux" not in sh("nft", "list", "tables")
+    assert list(IMAGES.iterdir()) == []
     assert leftovers() == []
 
 
+def nobody_wrote_an_image_for_it() -> None:
+    """The model that served was ended as it stood."""
+    told = re.findall(r"^gone after .*\((\w+),", journal(names.unit(OPT)), re.MULTILINE)
+    assert told[-1] == "stop", told
+
+
+def a_host_includes_the_rules() -> str:
+    """The tables of a host that has in its nftables.conf what the README says."""
+    readme = (CHECKOUT / "README.md").read_text(encoding="utf-8")
+    (line,) = re.findall(r"`(include \"[^`]*)`", readme)
+    conf = WORK / "nftables.conf"
+    conf.write_text(f"flush ruleset\n{line}\n", encoding="ascii")
+    return sh("unshare", "--net", "sh", "-c", f"nft --file {conf} && nft list tables")
+
+
 def test_life_of_the_rpm(built: Built, bare: set[Path]) -> None:
-    sh(*RPM, "--install", *built.packages(built.first))
+    older, this = built.packages(built.older), built.packages(built.this)
+    sh(*RPM, "--install", *older)
     freshly_installed()
     assert sh("rpm", "--verify", "--nodeps", "llmuxd", "llmuxd-nvidia") == ""
-    upgrade_below_a_stream([*RPM, "--upgrade", *built.packages(built.second)])
-    assert sh("rpm", "-q", "llmuxd").startswith("llmuxd-0.1.0-2")
+    the_older_one_serves([*RPM, "--upgrade", "--replacepkgs", *older])
+    upgrade_below_a_stream([*RPM, "--upgrade", *this])
+    assert sh("rpm", "-q", "llmuxd").startswith(f"llmuxd-{__version__}-1")
+    new, kept = (CONFIG.with_name(f"llmux.yaml.{suffix}") for suffix in ("rpmnew", "rpmsave"))
+    this_one_is_in_force(new)
+    models_go_on_from_there()
+    assert a_host_includes_the_rules() == "table inet llmux"
     sh("rpm", "--erase", "llmuxd", "llmuxd-nvidia")
-    nothing_is_left(bare, {CONFIG.with_name("llmux.yaml.rpmsave")})
-    assert Path("/var/lib/llmux").is_dir()
+    nothing_is_left(bare, {new, kept})
+    nobody_wrote_an_image_for_it()
+    assert a_host_includes_the_rules() == ""
+    assert "llmuxd was removed" in record(OPT)["invalid"]
 
 
 def test_life_of_the_debian_package(built: Built, bare: set[Path]) -> None:
     """dpkg holds it against the packages here that it depends on."""
     CONFIG.unlink(missing_ok=True)
     bare = files()
-    for number, copy in enumerate((built.first, built.second), 1):
-        control = copy / "packaging/deb/control"
-        control.write_text(control.read_text().replace("@version@-1", f"@version@-{number}"))
+    for copy in (built.older, built.this):
         sh("make", "-C", str(copy), "deb")
-    (first,), (second,) = (
-        list((copy / "dist").glob("*.deb")) for copy in (built.first, built.second)
-    )
-    sh("dpkg", "--install", str(first))
+    (older,), (this,) = (list((copy / "dist").glob("*.deb")) for copy in (built.older, built.this))
+    sh("dpkg", "--install", str(older))
     freshly_installed()
     # The machine is built without anything to read, and its dpkg goes on leaving it out.
     amiss = sh("dpkg", "--verify", "llmuxd").splitlines()
     assert [line for line in amiss if not re.search("/usr/share/(man|doc)/", line)] == []
-    upgrade_below_a_stream(["dpkg", "--force-confold", "--install", str(second)])
-    assert sh("dpkg-query", "--show", "--showformat=${Version}", "llmuxd") == "0.1.0-2"
+    the_older_one_serves(["dpkg", "--install", str(older)])
+    upgrade_below_a_stream(["dpkg", "--force-confold", "--install", str(this)])
+    version = sh("dpkg-query", "--show", "--showformat=${Version}", "llmuxd")
+    assert version == f"{__version__}-1"
+    new = CONFIG.with_name("llmux.yaml.dpkg-dist")
+    this_one_is_in_force(new)
+    models_go_on_from_there()
+    assert a_host_includes_the_rules() == "table inet llmux"
     sh("dpkg", "--remove", "llmuxd")
-    nothing_is_left(bare, {CONFIG})
-    assert Path("/var/lib/llmux").is_dir()
+    nothing_is_left(bare, {CONFIG, new})
+    nobody_wrote_an_image_for_it()
+    assert a_host_includes_the_rules() == ""
+    assert "llmuxd was removed" in record(OPT)["invalid"]
     sh("dpkg", "--purge", "llmuxd")
     nothing_is_left(bare, set())
-    assert not Path("/var/lib/llmux").exists()
+    assert not STATE.exists()
