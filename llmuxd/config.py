@@ -155,6 +155,8 @@ class ModelConfig:
     drain_timeout: float | None = None
     served_name: str = ""
     privileged: bool = False
+    # The engines' own images write to themselves: vLLM's compile and Triton caches are below /root,
+    # and so are weights from a hub where no volume is. Whoever has volumes for these sets it.
     read_only: bool = False
     network: Reach = Reach.INTERNET
     unit: str = ""
