@@ -35,6 +35,28 @@ def _sdks() -> Iterator[None]:
     KEYS.unlink(missing_ok=True)
 
 
+# The small Gemma has none of its own for tools. llama-server makes a grammar of it, by which the
+# model has to call a tool where it must, but may say anything before; it does as it did before.
+TEMPLATE = """\
+{%- for tool in tools or [] %}{{ tool | tojson }}
+{% endfor %}
+{%- for message in messages %}<{{ message.role }}>
+{%- if message.tool_calls %}[TOOL_CALLS][
+{%- for call in message.tool_calls -%}
+{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}
+{{- ", " if not loop.last }}
+{%- endfor %}]
+{%- else %}{{ message.content or "" }}
+{%- endif %}
+{% endfor %}
+{%- if add_generation_prompt %}<assistant>{% endif %}"""
+CITY = {"type": "string", "enum": ["Paris", "Rome", "Oslo"]}
+PLACE: dict[str, Any] = {
+    "type": "object", "properties": {"city": CITY}, "required": ["city"],
+    "additionalProperties": False,
+}  # fmt: skip
+
+
 def openai(**more: Any) -> Any:
     """A client that tries no request again, so that each error is seen."""
     import openai
@@ -115,6 +137,37 @@ def test_openai_async_many_at_once_and_one_that_leaves() -> None:
     eventually(lambda: in_flight(FAKE) == 0, "the client that left frees its place", 5.0)
 
 
+@pytest.mark.filterwarnings("ignore:deprecated:DeprecationWarning")
+def test_openai_reaches_every_route() -> None:
+    """The fake engine has few of them, and says so in its own words."""
+    two_models()
+    import openai as sdk
+
+    client = openai()
+    sound, picture = ("a.wav", b"RIFF" * 50_000), ("a.png", b"\x89PNG" * 50_000)
+    asked: list[tuple[Any, dict[str, Any], str]] = [
+        (client.moderations.create, {"input": "x"}, "no such path: /v1/moderations"),
+        (
+            client.audio.speech.create,
+            {"input": "x", "voice": "y"},
+            "no such path: /v1/audio/speech",
+        ),
+        (client.images.generate, {"prompt": "x"}, "no such path: /v1/images/generations"),
+        (client.responses.create, {"input": "x"}, "no such path: /v1/responses"),
+        # Of a form it understands nothing.
+        (client.audio.transcriptions.create, {"file": sound}, ""),
+        (client.audio.translations.create, {"file": sound}, ""),
+        (client.images.edit, {"image": picture, "prompt": "x"}, ""),
+        (client.images.create_variation, {"image": picture}, ""),
+    ]
+    for create, more, words in asked:
+        with pytest.raises(sdk.APIStatusError) as told:
+            create(model="fake", **more)
+        assert told.value.type == "fake" and words in told.value.message, (create, told.value)
+    with pytest.raises(sdk.NotFoundError, match="no such path: /v1/responses/r_1"):
+        client.responses.retrieve("r_1", extra_query={"model": "fake"})
+
+
 def test_openai_error_classes() -> None:
     two_models()
     import openai as sdk
@@ -186,6 +239,78 @@ def test_structured_output_and_anthropic_on_a_real_engine() -> None:
     assert "chat_template" in page
 
 
+def test_tools_through_llama_server() -> None:
+    """Both SDKs' own forms of them: the tools, the calls before, what came of them, the stream."""
+    if not _has(LLAMA):
+        pytest.skip("llama-server's image is not built")
+    import anthropic
+
+    llama = _llama(GEMMA)
+    templated = [*llama["args"], "--jinja", "--chat-template", TEMPLATE]
+    configure({GEMMA: llama | {"args": templated, "aliases": ["gemma"]}}, {"volumes": VOLUMES})
+    told = ["Rome", "Oslo", "Paris", "Rome", "Oslo"]
+    history: list[Any] = []
+    for number, city in enumerate(told):
+        call = {"name": "get_weather", "arguments": json.dumps({"city": city})}
+        calls = [{"id": f"call_{number}", "type": "function", "function": call}]
+        history += [
+            {"role": "user", "content": f"The weather in {city}?"},
+            {"role": "assistant", "content": None, "tool_calls": calls},
+            {"role": "tool", "tool_call_id": f"call_{number}", "content": "Sunny."},
+        ]
+    question = {"role": "user", "content": "The weather in Paris?"}
+    function = {"name": "get_weather", "description": "The weather.", "parameters": PLACE}
+    asked: dict[str, Any] = {
+        "model": "gemma", "messages": [*history, question], "max_tokens": 100, "temperature": 0,
+        "tools": [{"type": "function", "function": function}], "tool_choice": "required",
+    }  # fmt: skip
+    client = openai(timeout=600)
+    choice = client.chat.completions.create(**asked).choices[0]
+    (made,) = choice.message.tool_calls
+    assert choice.finish_reason == "tool_calls" and made.id
+    assert (made.function.name, json.loads(made.function.arguments)) == (
+        "get_weather", {"city": "Paris"},
+    )  # fmt: skip
+    pieces = [
+        piece.function
+        for chunk in client.chat.completions.create(**asked, stream=True)
+        for piece in chunk.choices[0].delta.tool_calls or []
+    ]
+    assert [piece.name for piece in pieces if piece.name] == ["get_weather"]
+    assert "".join(piece.arguments or "" for piece in pieces) == made.function.arguments
+
+    before: list[Any] = []
+    for number, city in enumerate(told):
+        use = {"type": "tool_use", "id": f"toolu_{number}", "name": "get_weather",
+               "input": {"city": city}}  # fmt: skip
+        result = {"type": "tool_result", "tool_use_id": f"toolu_{number}", "content": "Sunny."}
+        before += [
+            {"role": "user", "content": f"The weather in {city}?"},
+            {"role": "assistant", "content": [use]},
+            {"role": "user", "content": [result]},
+        ]
+    tool = {"name": "get_weather", "description": "The weather.", "input_schema": PLACE}
+    wanted: dict[str, Any] = {
+        "model": "gemma", "messages": [*before, question], "max_tokens": 100,
+        "tools": [tool], "tool_choice": {"type": "any"}, "extra_body": {"temperature": 0},
+    }  # fmt: skip
+    with anthropic.Anthropic(base_url=URL, api_key="none", max_retries=0) as claude:
+        message = claude.messages.create(**wanted)
+        with claude.messages.stream(**wanted) as stream:
+            streamed = stream.get_final_message()
+    for each in (message, streamed):
+        assert each.stop_reason == "tool_use"
+        (used,) = [block for block in each.content if block.type == "tool_use"]
+        assert (used.name, used.input) == ("get_weather", {"city": "Paris"})
+
+
+def _refused() -> float:
+    """How many requests were one too many, as the key 'limited' is told."""
+    page = sh("curl", "-sSf", "-H", "x-api-key: sk-limited", f"{URL}/metrics")
+    counts = [line for line in page.splitlines() if "requests_total{" in line and '"429"' in line]
+    return sum(float(line.split()[-1]) for line in counts)
+
+
 def test_anthropic_retries_times_out_and_leaves() -> None:
     if not _has(LLAMA):
         pytest.skip("llama-server's image is not built")
@@ -195,8 +320,11 @@ def test_anthropic_retries_times_out_and_leaves() -> None:
     with_keys({"limited": {"concurrency": 1}})
     asked: dict[str, Any] = {"model": GEMMA, "max_tokens": 1500, "messages": HELLO}
     url: dict[str, Any] = {"base_url": URL, "api_key": "sk-limited"}
-    with pytest.raises(anthropic.AuthenticationError) as unknown:
-        anthropic.Anthropic(base_url=URL, api_key="none").messages.create(**asked)
+    with (
+        anthropic.Anthropic(base_url=URL, api_key="none") as stranger,
+        pytest.raises(anthropic.AuthenticationError) as unknown,
+    ):
+        stranger.messages.create(**asked)
     assert unknown.value.type == "authentication_error"
 
     async def run() -> None:
@@ -206,24 +334,42 @@ def test_anthropic_retries_times_out_and_leaves() -> None:
                 break
             with pytest.raises(anthropic.RateLimitError):
                 await client.messages.create(**asked)
+            # With retries, as the SDK has them, it comes again as it is told, and is served.
+            patient = anthropic.AsyncAnthropic(**url, max_retries=5)
+            retried = asyncio.create_task(
+                patient.messages.with_raw_response.create(**asked | {"max_tokens": 1})
+            )
+            await asyncio.to_thread(eventually, lambda: _refused() >= 2, "it was refused", 5.0)
+        async with patient:
+            assert (await retried).retries_taken > 0
         await asyncio.to_thread(eventually, lambda: in_flight(GEMMA) == 0, "its place is free", 5.0)
 
     asyncio.run(run())
-    hasty = anthropic.Anthropic(**url, timeout=0.05, max_retries=0)
-    with pytest.raises(anthropic.APITimeoutError):
+    with (
+        anthropic.Anthropic(**url, timeout=0.05, max_retries=0) as hasty,
+        pytest.raises(anthropic.APITimeoutError),
+    ):
         hasty.messages.create(**asked)
     eventually(lambda: in_flight(GEMMA) == 0, "the client that gave up frees its place", 5.0)
 
 
 def test_litellm() -> None:
     two_models()
+    with_keys({"all": {}, "one": {"models": [FAKE]}, "rare": {"requests_per_minute": 1}})
     script = Path(__file__).with_name("asks_litellm.py")
     path = f"PYTHONPATH={CLIENTS}"
-    said = sh("env", path, sys.executable, "-P", str(script), "fake", timeout=300)
+    said = sh("env", path, sys.executable, "-P", str(script), FAKE, BROKEN, timeout=300)
     seen = json.loads(said.splitlines()[-1])
     assert len(seen["text"].split()) == seen["tokens"] == 5
     assert seen["streamed"] == seen["async"] == seen["text"]
-    assert seen["missing"] == 404
+    assert seen["errors"] == {
+        "unknown model": "NotFoundError",
+        "unknown key": "AuthenticationError",
+        "not its model": "APIError",  # 403: it has no class for that
+        "too often": "RateLimitError",
+        "broken": "ServiceUnavailableError",
+        "too slow": "Timeout",
+    }
 
 
 def test_tools_and_structured_output_on_vllm() -> None:
@@ -236,12 +382,7 @@ def test_tools_and_structured_output_on_vllm() -> None:
         {QWEN: vllm | {"args": [*vllm["args"], *called], "aliases": ["qwen"]}},
         {"volumes": VOLUMES},
     )
-    city = {"type": "string", "enum": ["Paris", "Rome"]}
-    place: dict[str, Any] = {
-        "type": "object", "properties": {"city": city}, "required": ["city"],
-        "additionalProperties": False,
-    }  # fmt: skip
-    function = {"name": "get_weather", "description": "The weather.", "parameters": place}
+    function = {"name": "get_weather", "description": "The weather.", "parameters": PLACE}
     asked: dict[str, Any] = {
         "model": "qwen", "messages": HELLO, "max_tokens": 100, "temperature": 0,
         "tools": [{"type": "function", "function": function}],
@@ -257,7 +398,7 @@ def test_tools_and_structured_output_on_vllm() -> None:
     ]
     assert [piece.name for piece in pieces if piece.name] == ["get_weather"]
     assert "".join(piece.arguments or "" for piece in pieces) == call.function.arguments
-    schema = {"name": "place", "strict": True, "schema": place}
+    schema = {"name": "place", "strict": True, "schema": PLACE}
     told = client.chat.completions.create(
         model="qwen", messages=HELLO, max_tokens=400, temperature=0,
         response_format={"type": "json_schema", "json_schema": schema},
