@@ -18,6 +18,9 @@ from .identity import Identity
 
 # Larger files of an image are known by their size alone.
 HASHED_SIZE = 1 << 20
+# The container's /dev/shm, which podman keeps beside CRIU's images: they are worth nothing with
+# another's.
+SHM = "devshm-checkpoint.tar"
 
 
 @dataclass(frozen=True)
@@ -87,8 +90,10 @@ class Checkpoint:
         try:
             marked.save()
         except OSError:
-            # A full disk: no record at all is as good a reason to start cold.
-            self.forget(self.model)
+            # A full disk: no record at all is as good a reason to start cold. Where that cannot be
+            # either, the disk is read-only: no image is written over, nor one that fails replaced.
+            with contextlib.suppress(OSError):
+                self.forget(self.model)
         return marked
 
     @classmethod

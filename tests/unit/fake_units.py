@@ -201,6 +201,6 @@ def a_checkpoint(model: ModelConfig, port: int = 1) -> Checkpoint:
     """The record of an image that is there, and was taken of this very definition."""
     directory = files.state_root() / "images" / names.slug(model.name)
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / "inventory.img").touch()
+    (directory / "inventory.img").write_text("image")
     identity = Identity(model.definition, "i", "m", "k", "c", container_form=FORM)
     return Checkpoint(model.name, "c0ffee", port, identity, 1.0, 2.0, 3, str(directory))

@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: MIT
 import asyncio
+import ctypes
+import mmap
 import os
 import shutil
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from llmuxd import memory
-from llmuxd.model.checkpoint import Checkpoint
+from llmuxd.model.checkpoint import SHM, Checkpoint
 from llmuxd.readahead import read_ahead
 from llmuxd.state import State
 
@@ -28,8 +31,9 @@ def asked(monkeypatch: pytest.MonkeyPatch, begun: threading.Event) -> list[str]:
     paths: list[str] = []
 
     def fadvise(descriptor: int, start: int, length: int, advice: int) -> None:
-        assert (start, length, advice) == (0, 0, os.POSIX_FADV_WILLNEED)
-        paths.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+        assert length and advice == os.POSIX_FADV_WILLNEED
+        if start == 0:
+            paths.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
         begun.set()
 
     monkeypatch.setattr(os, "posix_fadvise", fadvise)
@@ -37,12 +41,44 @@ def asked(monkeypatch: pytest.MonkeyPatch, begun: threading.Event) -> list[str]:
 
 
 def test_the_kernel_is_asked_for_each_file(tmp_path: Path, asked: list[str]) -> None:
-    (tmp_path / "pages-1.img").write_bytes(bytes(100))
-    (tmp_path / "inventory.img").write_bytes(bytes(10))
+    image = tmp_path / "checkpoint"
+    image.mkdir()
+    (image / "pages-1.img").write_bytes(bytes(100))
+    (image / "inventory.img").write_bytes(bytes(10))
+    (tmp_path / SHM).write_bytes(bytes(50))
+    (tmp_path / "config.json").write_bytes(bytes(50))
     before = len(list(Path("/proc/self/fd").iterdir()))
-    assert read_ahead(tmp_path, 110)
-    assert asked == ["inventory.img", "pages-1.img"]
+    assert read_ahead(image, 160)
+    assert asked == ["inventory.img", SHM, "pages-1.img"]
     assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_a_large_file_is_read_to_its_end(tmp_path: Path) -> None:
+    size = 32 << 20
+    pages = tmp_path / "pages-1.img"
+    with pages.open("wb") as file:
+        file.write(os.urandom(size))
+        file.flush()
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    assert read_ahead(tmp_path, size)
+    end = time.monotonic() + 10
+    while not _is_in_memory(pages):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def _is_in_memory(path: Path) -> bool:
+    """Whether all of it is in the kernel's page cache: mincore(2) looks, a read would read."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) as mapped:
+        size = len(mapped)
+        start = ctypes.c_char.from_buffer(mapped)
+        found = (ctypes.c_ubyte * (size // mmap.PAGESIZE))()
+        libc = ctypes.CDLL(None, use_errno=True)
+        status = libc.mincore(ctypes.byref(start), ctypes.c_size_t(size), found)
+        del start
+        assert status == 0, os.strerror(ctypes.get_errno())
+        return all(page & 1 for page in found)
 
 
 def test_an_image_that_would_fill_the_memory_is_not_read(tmp_path: Path, asked: list[str]) -> None:
