@@ -18,7 +18,7 @@ from ..config import Sleep, Snapshot
 from ..events import Event, about
 from . import canary, cgroup, identity, place, vllm
 from .activation import RELEASED, Activation
-from .checkpoint import Checkpoint, disk_usage, manifest, now
+from .checkpoint import SHM, Checkpoint, disk_usage, manifest, now
 from .container import Container, Facts, empty_directory
 from .keeping import NoRoom, Room
 from .moves import Stopwatch
@@ -26,10 +26,6 @@ from .process import TIMED_OUT, CommandFailed
 from .server import WrongAnswer
 
 log = logging.getLogger("llmux-model")
-
-# The container's /dev/shm, which podman keeps beside CRIU's images: they are worth nothing with
-# another's.
-SHM = "devshm-checkpoint.tar"
 
 
 class Written(StrEnum):
@@ -83,22 +79,22 @@ def write(
         identity=_here(facts, activation),
         taken_at=now(),
         seconds=0.0,
-        size=0,
+        # Should this one not come to its end, the next is to be told as much.
+        size=before.size if before is not None else 0,
         directory=str(directory),
         overslept=before is not None and before.overslept,
         live=activation.snapshot is Snapshot.LIVE,
         place=str(directory.resolve()) if directory.is_symlink() else "",
     )
-    kept = _set_aside(record, before)
-    if not kept:
-        # Until the dump is whole, a crash must not leave a record that vouches for it.
-        record.invalidate("the checkpoint was not finished")
     try:
         with watch.part("canary"):
             answer = canary.of_run(activation)
-        room.make(before.size if before is not None else 0)
+        room.make(record.size)
         with watch.part("sleep"):
             back = _let_go(activation, before)
+        if not _set_aside(record, before):
+            # Until the dump is whole, a crash must not leave a record that vouches for it.
+            record.invalidate("the checkpoint was not finished")
         with watch.part("dump"):
             container.checkpoint(directory)
         tell(RELEASED)
@@ -149,14 +145,14 @@ def settle(directory: Path, record: Checkpoint | None) -> None:
 def _failed(record: Checkpoint, error: Exception) -> Written:
     reason = f"the checkpoint failed: {error}"
     log.error("%s", reason, extra=about(Event.CHECKPOINT_FAILED, phase="checkpoint"))
-    with contextlib.suppress(OSError):
-        empty_directory(Path(record.directory))
     if isinstance(error, CommandFailed) and error.status == TIMED_OUT:
         # Its CRIU still holds the server frozen, and podman waits for both.
         cgroup.kill_others()
     slept_badly = isinstance(error, SleptBadly)
     before = Checkpoint.load(record.model)
     if before is None or before.invalid:
+        with contextlib.suppress(OSError):
+            empty_directory(Path(record.directory))
         replace(record, slept_badly=slept_badly).invalidate(reason)
         return Written.NOTHING
     if slept_badly:

@@ -9,14 +9,15 @@ from pathlib import Path
 import pytest
 
 from llmuxd.config import ModelConfig
-from llmuxd.model import cgroup, checkpoint, identity, imaging, keeping
+from llmuxd.model import canary, cgroup, checkpoint, identity, imaging, keeping
 from llmuxd.model.activation import RELEASED, Activation
-from llmuxd.model.checkpoint import Checkpoint
+from llmuxd.model.checkpoint import SHM, Checkpoint
 from llmuxd.model.container import Container, Facts
 from llmuxd.model.imaging import Written
 from llmuxd.model.keeping import Limits, Room
 from llmuxd.model.moves import Stopwatch
 from llmuxd.model.process import TIMED_OUT, CommandFailed
+from llmuxd.model.server import WrongAnswer
 
 from .fake_units import an_activation
 
@@ -37,7 +38,7 @@ class FakeContainer(Container):
         (directory / "inventory.img").write_text(self.text)
         self.fail()
         (directory / "pages-1.img").write_text(self.text)
-        (self.facts.userdata / imaging.SHM).write_text(self.text)
+        (self.facts.userdata / SHM).write_text(self.text)
 
 
 @pytest.fixture
@@ -81,6 +82,10 @@ def break_down() -> None:
 
 def crash() -> None:
     raise SystemExit("power cut")
+
+
+def refuse() -> str:
+    raise WrongAnswer("it answers its canary with status 500")
 
 
 def test_a_new_image_takes_the_place_of_the_one_before(container: FakeContainer) -> None:
@@ -135,7 +140,7 @@ def test_a_crash_behind_the_dump_leaves_the_one_before_with_its_shm(
     container: FakeContainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dump(container, "first")
-    shm = container.facts.userdata / imaging.SHM
+    shm = container.facts.userdata / SHM
     with monkeypatch.context() as patched, pytest.raises(SystemExit):
         patched.setattr(imaging, "_sync", lambda *_: crash())
         dump(container, "second")
@@ -168,22 +173,47 @@ def test_a_crash_after_the_record_was_written_leaves_the_new_one(
     assert texts(container) == image("second")
 
 
+@pytest.fixture
+def small_disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Called once an image is there: it has the disk for itself, and another only in its place."""
+
+    def fill() -> None:
+        record = Checkpoint.load("a")
+        assert record is not None
+        replace(record, size=1 << 60).save()
+        # With what the one before gives back it would fit.
+        monkeypatch.setattr(keeping, "disk_usage", lambda _: 1 << 60)
+        monkeypatch.setattr(keeping, "SHARE", 1 << 40)
+
+    return fill
+
+
 def test_a_disk_without_room_for_two_gives_up_the_one_before(
-    container: FakeContainer, monkeypatch: pytest.MonkeyPatch
+    container: FakeContainer, small_disk: Callable[[], None]
 ) -> None:
     dump(container, "first")
-    record = Checkpoint.load("a")
-    assert record is not None
-    replace(record, size=1 << 60).save()
-    # With what the one before gives back it would fit.
-    monkeypatch.setattr(keeping, "disk_usage", lambda _: 1 << 60)
-    monkeypatch.setattr(keeping, "SHARE", 1 << 40)
+    small_disk()
     container.fail = crash
     with pytest.raises(SystemExit):
         dump(container, "second")
     assert "checkpoint.before/inventory.img" not in texts(container)
     record = Checkpoint.load("a")
     assert record is not None and record.invalid == "the checkpoint was not finished"
+    assert record.size == 1 << 60  # what the next one is to have room for
+
+
+def test_on_such_a_disk_what_fails_before_the_dump_costs_nothing(
+    container: FakeContainer, small_disk: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dump(container, "first")
+    small_disk()
+    with monkeypatch.context() as patched:
+        patched.setattr(canary, "of_run", lambda _: refuse())
+        assert dump(container, "second") is Written.OLD
+    assert dump(container, "third", limits=Limits(space=1)) is Written.OLD
+    assert container.told == []
+    assert texts(container) == image("first")
+    assert imaging.is_whole(container.facts, RUN)
 
 
 def test_an_image_elsewhere_is_written_there(container: FakeContainer, tmp_path: Path) -> None:
@@ -214,7 +244,7 @@ def test_what_podman_keeps_beside_the_image_is_part_of_it(
     synced: list[str] = []
     monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.readlink(f"/proc/self/fd/{fd}")))
     dump(container, "first")
-    assert str(container.facts.userdata / imaging.SHM) in synced
+    assert str(container.facts.userdata / SHM) in synced
     record = Checkpoint.load("a")
     assert record is not None
     assert record.size > checkpoint.disk_usage(container.facts.checkpoint_directory)
