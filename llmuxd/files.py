@@ -27,7 +27,9 @@ def write_json(
 ) -> None:
     """Replace `path` by `value`, durably: a crash leaves the old file or the new one.
 
-    `times`: those of its last access and change, in ns; None for now.
+    Once it returns it is the new one, after a power cut too: what it vouches for may be on another
+    disk, and what it does not vouch for any more is deleted next. `times`: those of its last access
+    and change, in ns; None for now.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".new")
@@ -38,6 +40,11 @@ def write_json(
             os.utime(file.fileno(), ns=times)
         os.fsync(file.fileno())
     temporary.replace(path)
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
 
 
 def write_private(path: Path, text: str) -> None:

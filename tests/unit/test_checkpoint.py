@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: MIT
+import errno
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -73,6 +74,21 @@ def test_invalidated_record_keeps_its_reason(image: Path) -> None:
     assert not marked.valid
     assert Checkpoint.load(NAME) == marked
     assert marked.why_not(HERE) == "the restore failed"
+
+
+def test_on_a_read_only_disk_a_record_stays_as_it_is(
+    image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record(image).save()
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(files, "write_json", refuse)
+        patched.setattr(Path, "unlink", refuse)
+        assert not record(image).invalidate("the restore failed").valid
+    assert Checkpoint.load(NAME) == record(image)
 
 
 def test_forgotten_is_gone_and_may_be_forgotten_again(image: Path) -> None:

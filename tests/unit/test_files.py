@@ -31,13 +31,14 @@ def test_new_content_is_on_disk_before_it_takes_the_name(
     files.write_json(path, {"n": 1})
 
     def fsync(fd: int) -> None:
-        seen.append(Path(f"/proc/self/fd/{fd}").resolve().read_text())
-        assert files.read_json(path) == {"n": 1}
+        synced = Path(f"/proc/self/fd/{fd}").resolve()
+        seen.append("its name" if synced == tmp_path else synced.read_text())
+        assert files.read_json(path) == {"n": len(seen)}
 
     monkeypatch.setattr(os, "fsync", fsync)
     files.write_json(path, {"n": 2})
-    assert [json.loads(text) for text in seen] == [{"n": 2}]
-    assert files.read_json(path) == {"n": 2}
+    content, name = seen
+    assert (json.loads(content), name) == ({"n": 2}, "its name")
 
 
 @pytest.mark.parametrize(
