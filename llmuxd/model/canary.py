@@ -73,21 +73,33 @@ def agree(before: str, now: str) -> bool:
 
 def _first_token(port: int, prompt: str) -> str:
     status, models = ask(port, "GET", "/v1/models")
-    served = models.get("data") if status == http.HTTPStatus.OK else None
+    if not _is_taken(status, "/v1/models"):
+        return ""
+    served = models.get("data")
     if not served:
         return ""
-    body = {
-        "model": served[0]["id"], "prompt": prompt, "max_tokens": 1, "temperature": 0,
-    }  # fmt: skip
+    try:
+        name = served[0]["id"]
+    except (KeyError, IndexError, TypeError):
+        raise WrongAnswer("it does not say what it calls its model") from None
+    body = {"model": name, "prompt": prompt, "max_tokens": 1, "temperature": 0}
     status, answer = ask(port, "POST", "/v1/completions", body)
-    if status >= http.HTTPStatus.INTERNAL_SERVER_ERROR:
-        raise WrongAnswer(f"it answers its canary with status {status}")
-    if status != http.HTTPStatus.OK:
+    if not _is_taken(status, "/v1/completions"):
         return ""
     try:
         return json.dumps({"text": answer["choices"][0]["text"]})
     except (KeyError, IndexError, TypeError):
         raise WrongAnswer("it answers its canary with what is no completion") from None
+
+
+def _is_taken(status: int, path: str) -> bool:
+    """Whether the server has done what its canary asks; WrongAnswer where it fails at that."""
+    if status >= http.HTTPStatus.INTERNAL_SERVER_ERROR:
+        raise WrongAnswer(f"it answers its canary, {path}, with status {status}")
+    if status in (http.HTTPStatus.UNAUTHORIZED, http.HTTPStatus.FORBIDDEN):
+        log.warning("it wants a key for %s (status %d): nothing will prove that it comes back as"
+                    " it was", path, status)  # fmt: skip
+    return status == http.HTTPStatus.OK
 
 
 def _answer_of(port: int, question: Question) -> str:

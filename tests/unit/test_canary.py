@@ -15,12 +15,17 @@ TEXT = {"choices": [{"text": " dog"}]}
 MODELS = {"data": [{"id": "facebook/opt-125m"}]}
 
 
-async def canary(status: int, body: object, models: object = MODELS) -> tuple[str, list[str]]:
-    """The canary of a server that answers so, and the bodies that it saw."""
+async def canary(
+    status: int, body: object, models: object = MODELS, listed: int = 200
+) -> tuple[str, list[str]]:
+    """The canary of a server that answers so, and the bodies that it saw.
+
+    `listed` is the status that its list of `models` comes with.
+    """
 
     async def answer(request: web.Request) -> web.StreamResponse:
         if request.path == "/v1/models":
-            return web.json_response(models)
+            return web.json_response(models, status=listed)
         if isinstance(body, bytes):
             return web.Response(body=body, status=status)
         return web.json_response(body, status=status)
@@ -54,6 +59,24 @@ async def test_a_server_without_completions_has_none(status: int, models: object
 async def test_a_server_that_fails_gives_a_wrong_answer(status: int, body: object) -> None:
     with pytest.raises(WrongAnswer):
         await canary(status, body)
+
+
+@pytest.mark.parametrize(
+    ("listed", "models"), [(500, {}), (503, MODELS), (200, {"data": ["opt"]}), (200, {"data": 1})]
+)
+async def test_one_that_fails_to_list_its_models_does_too(listed: int, models: object) -> None:
+    with pytest.raises(WrongAnswer):
+        await canary(200, TEXT, models, listed)
+
+
+async def test_one_that_wants_a_key_has_none_and_it_is_told(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    assert (await canary(200, TEXT, {"error": "Unauthorized"}, 401))[0] == ""
+    assert "it wants a key for /v1/models" in caplog.text
+    caplog.clear()
+    assert (await canary(404, TEXT))[0] == ""
+    assert caplog.text == ""
 
 
 async def test_a_server_that_is_gone_gives_a_wrong_answer() -> None:
