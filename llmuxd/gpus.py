@@ -6,11 +6,9 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
-from . import files
 from .events import Event, about
-from .meter.reading import BadReading, GpuMemory, Reading, parse
+from .meter.reading import BadReading, GpuMemory, Reading, parse, socket_path
 from .policy import Gpu
 
 log = logging.getLogger(__name__)
@@ -22,11 +20,6 @@ RETRY = 10.0
 LIMIT = 5.0
 # 4096 processes, at up to 500 bytes each.
 LINE_LIMIT = 2 << 20
-
-
-def socket_path() -> Path:
-    """Where llmux-gpus.socket listens."""
-    return files.runtime_root() / "gpus.sock"
 
 
 class Gpus:

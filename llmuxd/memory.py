@@ -21,6 +21,12 @@ def available() -> int:
     return _told()["MemAvailable"] << 10
 
 
+def spare() -> int:
+    """Bytes that could be had so, and the reserve were left."""
+    told = _told()
+    return max(0, int(told["MemAvailable"] - RESERVE * told["MemTotal"])) << 10
+
+
 def _told() -> dict[str, int]:
     """What the kernel tells, in KiB."""
     lines = MEMINFO.read_text(encoding="ascii").splitlines()

@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""What was measured, and the line of JSON as which it goes from the meter to llmuxd."""
+"""What was measured, and the line of JSON as which it goes from the meter to who listens."""
 
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from .. import files
 
 
 class BadReading(Exception):
@@ -77,6 +80,11 @@ class Reading:
     def tells_as(self, other: "Reading | None") -> bool:
         """Whether nothing but the time is different."""
         return other is not None and (self.gpus, self.error) == (other.gpus, other.error)
+
+
+def socket_path() -> Path:
+    """Where llmux-gpus.socket listens."""
+    return files.runtime_root() / "gpus.sock"
 
 
 def parse(line: bytes) -> Reading:

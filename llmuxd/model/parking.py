@@ -12,7 +12,7 @@ from pathlib import Path
 
 from .. import files
 from ..events import Event, about
-from . import canary, cgroup, freezer, gpu, signals, vllm
+from . import canary, cgroup, freezer, gpu, signals, vllm, vram
 from .activation import Activation, parked_path
 from .moves import Stopwatch
 from .server import WrongAnswer
@@ -136,11 +136,12 @@ def _leave_gpu(activation: Activation, watch: Stopwatch) -> Parked:
         with watch.part("suspend"):
             driver = gpu.Driver()
             found = gpu.find(driver, _processes(activation))
+            vram.check(found)
             gpu.suspend(driver, list(found), STEP_LIMIT)
     except WrongAnswer as error:
         Parked.forget(activation.model)
         raise CannotPark(f"the engine does not let go: {error}") from None
-    except (gpu.NoDriver, gpu.NotDone) as error:
+    except (gpu.NoDriver, gpu.NotDone, vram.TooMuch) as error:
         _take_up(activation, nap)
         raise CannotPark(f"CUDA could not be suspended: {error}") from None
     log.info("%d processes are off the GPU%s", len(found), ", the engine sleeps" * bool(nap.out))

@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator
 import pytest
 
 from llmuxd import gpus
-from llmuxd.gpus import Gpus, socket_path
-from llmuxd.meter.reading import GpuMemory, Holder, Reading
+from llmuxd.gpus import Gpus
+from llmuxd.meter.reading import GpuMemory, Holder, Reading, socket_path
 from llmuxd.policy import Gpu
 
 OURS = Holder(1, "vllm", "m", 30)

@@ -15,6 +15,7 @@ def test_a_fifth_is_kept(
     monkeypatch.setattr(memory, "MEMINFO", tmp_path / "meminfo")
     assert memory.short() is short
     assert memory.available() == available << 10
+    assert memory.spare() == max(0, available - 20) << 10
 
 
 def test_the_kernel_tells_it() -> None:

@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: MIT
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from llmuxd import files
+from llmuxd import files, memory
 from llmuxd.config import Sleep
+from llmuxd.meter.reading import GpuMemory, Holder, Reading, socket_path
 from llmuxd.model import activation, freezer, gpu, parking, signals
 from llmuxd.model.activation import Activation
 from llmuxd.model.freezer import NotFrozen
@@ -162,6 +165,42 @@ async def test_a_driver_that_refuses_leaves_the_model_as_it_was(cuda: FakeCuda, 
             await vllm.park()
         assert vllm.awake and not activation.has_parked("a")
         assert [cuda.state(pid) for pid in (API, CORE)] == [State.RUNNING] * 2
+
+
+@asynccontextmanager
+async def a_meter(*holders: Holder) -> AsyncIterator[None]:
+    """One that measured this of a GPU."""
+    reading = Reading(0.0, (GpuMemory(0, "H100", 80 << 30, 80 << 30, holders),))
+
+    async def tell(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(reading.line())
+        writer.close()
+
+    async with await asyncio.start_unix_server(tell, socket_path()):
+        yield
+
+
+async def test_more_than_the_host_has_memory_for_stays_on_the_gpu(
+    cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "spare", lambda: 9 << 30)
+    mine = Holder(API, "vllm", "a", 4 << 30), Holder(CORE, "vllm", "a", 6 << 30)
+    async with an_engine() as server, a_meter(*mine):
+        vllm = Vllm(server)
+        with pytest.raises(CannotPark, match="10.7 GB of GPU memory, and the host has 9.7 GB"):
+            await vllm.park()
+        assert cuda.steps() == []
+        assert vllm.awake and not activation.has_parked("a")
+
+
+async def test_what_others_hold_there_is_not_to_be_taken_in(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(memory, "spare", lambda: 9 << 30)
+    held = Holder(API, "vllm", "a", 4 << 30), Holder(99, "python3", None, 60 << 30)
+    async with an_engine() as server, a_meter(*held, Holder(CORE, "vllm", "a", None)):
+        await Vllm(server).park()
+        assert activation.is_parked("a")
 
 
 async def test_an_engine_that_does_not_let_go_stays_on_its_gpu(cuda: FakeCuda) -> None:
