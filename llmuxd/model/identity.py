@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """All that must be the same where an image is restored as where it was taken."""
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -16,6 +17,7 @@ FORM = str(CONTAINER_FORM)
 PLUGINS = ("/usr/lib/criu", "/usr/lib64/criu", "/usr/local/lib/criu")
 CDI = ("/etc/cdi", "/var/run/cdi")
 NVIDIA = "/proc/driver/nvidia"
+CARD = "/dev/nvidia"
 
 _WORDS = {
     "image_id": "the container image",
@@ -109,10 +111,19 @@ def _gpus(directory: Path) -> str:
     """`MODEL UUID` of each card, in the order of their places on the bus."""
     found = []
     for path in sorted(directory.glob("*/information")):
-        lines = [line.partition(":") for line in _text(path).splitlines()]
-        told = {key.strip(): value.strip() for key, _, value in lines}
+        told = _facts(path)
+        if "?" in told.get("GPU UUID", ""):
+            # Of many a card the driver knows it only once somebody has opened it since the boot.
+            with contextlib.suppress(OSError):
+                os.close(os.open(CARD + told.get("Device Minor", ""), os.O_RDWR | os.O_CLOEXEC))
+            told = _facts(path)
         found.append(f"{told.get('Model', '')} {told.get('GPU UUID', '')}")
     return ", ".join(found)
+
+
+def _facts(information: Path) -> dict[str, str]:
+    lines = [line.partition(":") for line in _text(information).splitlines()]
+    return {key.strip(): value.strip() for key, _, value in lines}
 
 
 def _hash(paths: Iterable[Path]) -> str:

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: MIT
+import os
 from dataclasses import fields
 from pathlib import Path
 
@@ -55,6 +56,27 @@ def test_each_change_of_the_host_is_named(host: Path, file: str, word: str) -> N
     (host / file).write_text("another")
     changed = before.difference(identity.here("d", "i", GPU))
     assert changed is not None and word in changed and changed.count("changed") == 1
+
+
+def test_a_card_that_nobody_has_opened_since_the_boot_is_the_same_one(
+    host: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = identity.here("d", "i", GPU)
+    information = host / "nvidia/gpus/0000:01:00.0/information"
+    unknown = INFORMATION.replace("GPU-0f2c", "GPU-????????-????") + "Device Minor: \t 3\n"
+    information.write_text(unknown)
+
+    def open_card(path: str, flags: int) -> int:
+        if path == f"{host}/nvidia3":
+            information.write_text(INFORMATION)
+            path = os.devnull
+        return real_open(path, flags)
+
+    real_open = os.open
+    monkeypatch.setattr(identity, "CARD", f"{host}/nvidia")
+    assert "GPU-?" in identity.here("d", "i", GPU).gpus  # there is no such device
+    monkeypatch.setattr(os, "open", open_card)
+    assert before.difference(identity.here("d", "i", GPU)) is None
 
 
 def test_a_model_without_a_gpu_does_not_care_for_the_driver(host: Path) -> None:
