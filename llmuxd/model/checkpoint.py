@@ -58,14 +58,23 @@ class Checkpoint:
 
     @property
     def valid(self) -> bool:
-        """Whether the record allows a restore; whether the files are there is looked up."""
-        return not self.invalid and Path(self.directory, "inventory.img").exists()
+        """Whether the record allows a restore; whether the files are there is looked up.
+
+        They are, too, while another dump is under way, or after one that was cut short.
+        """
+        directory = Path(self.directory)
+        return not self.invalid and (_is_there(directory) or _is_there(aside(directory)))
+
+    @property
+    def whole(self) -> bool:
+        """Whether it may be restored, and all of it is in its place, as it was written."""
+        return not self.invalid and _is_there(Path(self.directory)) and self.damage() is None
 
     def why_not(self, here: Identity) -> str | None:
         """Why the image cannot be restored here; None where it can."""
         if self.invalid:
             return self.invalid
-        if not Path(self.directory, "inventory.img").exists():
+        if not _is_there(Path(self.directory)):
             return f"the image is missing from {self.directory}"
         return self.identity.difference(here) or self.damage()
 
@@ -162,6 +171,15 @@ def mark_used(model: str) -> None:
         os.utime(_path(model))
 
 
+def aside(path: Path) -> Path:
+    """Where an image, or what is kept beside it, waits until the next one is written.
+
+    Beside where `path` really is, so that a rename is all it takes.
+    """
+    place = path.resolve()
+    return place.with_name(f"{place.name}.before")
+
+
 def disk_usage(directory: Path) -> int:
     """Bytes that the files below `directory` take on disk (sparse files count what they hold)."""
     total = 0
@@ -184,6 +202,10 @@ def manifest(directory: Path) -> dict[str, str]:
 def now() -> float:
     """Unix time, for `taken_at`."""
     return time.time()
+
+
+def _is_there(directory: Path) -> bool:
+    return (directory / "inventory.img").exists()
 
 
 def _texts(raw: object) -> dict[str, str]:

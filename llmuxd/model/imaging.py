@@ -18,7 +18,7 @@ from ..config import Sleep, Snapshot
 from ..events import Event, about
 from . import canary, cgroup, identity, place, vllm
 from .activation import RELEASED, Activation
-from .checkpoint import SHM, Checkpoint, disk_usage, manifest, now
+from .checkpoint import SHM, Checkpoint, aside, disk_usage, manifest, now
 from .container import Container, Facts, empty_directory
 from .keeping import NoRoom, Room
 from .moves import Stopwatch
@@ -126,12 +126,12 @@ def write(
 
 def settle(directory: Path, record: Checkpoint | None) -> None:
     """Of two images keep the one that the record vouches for; nothing to do where there is one."""
-    aside = _aside(directory)
-    if not aside.is_dir():
+    before = aside(directory)
+    if not before.is_dir():
         return
-    place, shm = directory.resolve(), _aside(directory.with_name(SHM))
-    if record is not None and record.valid and record.damage() is None:
-        shutil.rmtree(aside)
+    place, shm = directory.resolve(), aside(directory.with_name(SHM))
+    if record is not None and record.whole:
+        shutil.rmtree(before)
         shm.unlink(missing_ok=True)
         return
     log.warning("the checkpoint was not finished; the one before it is put back")
@@ -139,7 +139,7 @@ def settle(directory: Path, record: Checkpoint | None) -> None:
         shm.replace(directory.with_name(SHM))
     if place.is_dir():
         shutil.rmtree(place)
-    aside.rename(place)
+    before.rename(place)
 
 
 def _failed(record: Checkpoint, error: Exception) -> Written:
@@ -172,11 +172,11 @@ def _set_aside(record: Checkpoint, before: Checkpoint | None) -> bool:
     if not directory.is_dir() or shutil.disk_usage(directory).free < before.size:
         return False
     try:
-        directory.resolve().rename(_aside(directory))
+        directory.resolve().rename(aside(directory))
         shm = directory.with_name(SHM)
         if shm.exists():
             # podman writes over it in place.
-            shm.rename(_aside(shm))
+            shm.rename(aside(shm))
     except OSError as error:
         # A mount point, say.
         log.warning("the image before cannot be kept meanwhile: %s", error.strerror)
@@ -184,12 +184,6 @@ def _set_aside(record: Checkpoint, before: Checkpoint | None) -> bool:
     if directory.is_symlink():
         directory.resolve().mkdir(mode=0o700)
     return True
-
-
-def _aside(directory: Path) -> Path:
-    """Beside where `directory` really is, so that a rename is all it takes."""
-    place = directory.resolve()
-    return place.with_name(f"{place.name}.before")
 
 
 def _expected(activation: Activation, before: Checkpoint | None) -> int:

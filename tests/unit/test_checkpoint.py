@@ -69,6 +69,14 @@ def test_missing_image_is_no_checkpoint(image: Path) -> None:
     assert record(image).why_not(HERE) == f"the image is missing from {image}"
 
 
+def test_an_image_that_is_set_aside_for_the_next_one_is_not_gone(image: Path) -> None:
+    image.rename(image.with_name("image.before"))
+    assert record(image).valid and not record(image).whole
+    image.mkdir()  # the next one has begun
+    assert record(image).valid and not record(image).whole
+    assert not record(image).invalidate("the restore failed").valid
+
+
 def test_invalidated_record_keeps_its_reason(image: Path) -> None:
     marked = record(image).invalidate("the restore failed")
     assert not marked.valid

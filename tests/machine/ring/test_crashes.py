@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: MIT
+"""Whoever dies in the middle of a dump: the image before is what the model comes back from."""
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from llmuxd import names
+
+from .guest import OPT, QWEN, complete, configure, counter, eventually, sh, state
+
+CRIU = Path("/usr/local/sbin/criu")
+HOLD = Path("/run/hold-criu")
+HELD = Path("/run/criu-is-held")
+
+
+@pytest.fixture
+def held_criu() -> Iterator[Callable[[], None]]:
+    """CRIU waits, from when it is held, before it does anything for podman."""
+    CRIU.write_text(
+        f"""#!/bin/sh
+if [ "$1" = swrk ] && [ -e {HOLD} ]; then
+    echo $$ > {HELD}
+    while [ -e {HOLD} ]; do sleep 0.02; done
+fi
+exec /usr/sbin/criu "$@"
+"""
+    )
+    CRIU.chmod(0o755)
+    yield HOLD.touch
+    for path in (CRIU, HOLD, HELD):
+        path.unlink(missing_ok=True)
+
+
+def _kill_helper() -> None:
+    sh("pkill", "-KILL", "-f", "llmux-model stop")
+
+
+def _kill_podman() -> None:
+    sh("pkill", "-KILL", "-f", "podman container checkpoint")
+
+
+def _kill_criu() -> None:
+    os.kill(int(HELD.read_text()), signal.SIGKILL)
+
+
+def _kill_unit() -> None:
+    sh("systemctl", "kill", "--kill-whom=all", "-s", "KILL", names.unit(OPT))
+
+
+@pytest.mark.parametrize("kill", [_kill_helper, _kill_podman, _kill_criu, _kill_unit])
+def test_who_dies_in_a_dump_leaves_the_image_before(
+    kill: Callable[[], None], held_criu: Callable[[], None]
+) -> None:
+    configure({name: {"args": ["--model", name]} for name in (OPT, QWEN)})
+    text = complete(OPT).text
+    sh("llmuxctl", "checkpoint", OPT)
+    assert complete(OPT).text == text
+    assert complete(OPT).text == text
+    assert counter(OPT) == 3
+    held_criu()
+    sh("systemctl", "stop", "--no-block", names.unit(OPT))
+    eventually(HELD.exists, "CRIU was called")
+    kill()
+    HOLD.unlink()
+    eventually(lambda: state(OPT) in ("checkpointed", "failed"), "it is down")
+    assert complete(OPT).text == text
+    assert counter(OPT) == 2
+    assert complete(QWEN).text
+
+
+def _kill_starter() -> None:
+    sh("pkill", "-KILL", "-f", "llmux-model start")
+
+
+def _kill_restore() -> None:
+    sh("pkill", "-KILL", "-f", "podman container restore")
+
+
+@pytest.mark.parametrize("kill", [_kill_starter, _kill_restore, _kill_criu, _kill_unit])
+def test_who_dies_in_a_restore_leaves_a_model_that_starts(
+    kill: Callable[[], None], held_criu: Callable[[], None]
+) -> None:
+    configure({name: {"args": ["--model", name]} for name in (OPT, QWEN)})
+    text = complete(OPT).text
+    sh("llmuxctl", "checkpoint", OPT)
+    held_criu()
+    sh("systemctl", "start", "--no-block", names.unit(OPT))
+    eventually(HELD.exists, "CRIU was called")
+    kill()
+    HOLD.unlink()
+    eventually(lambda: state(OPT) in ("serving", "failed"), "its start is over")
+    assert complete(OPT).text == text
+    assert complete(QWEN).text
