@@ -70,11 +70,13 @@ class Parked:
 def park(activation: Activation, watch: Stopwatch) -> None:
     """Leave the model nothing but host memory: off its GPUs, then its container frozen.
 
-    Nothing is asked of one that is parked already: frozen, it would not answer.
+    Nothing is asked of one that is parked already: frozen, it would not answer. One that was left
+    half-way is put back first; CannotWake where it does not come back.
     """
     before = Parked.load(activation.model)
     if before is not None and before.whole:
         return
+    wake(activation, watch)
     if not activation.payload:
         raise CannotPark("its container has no cgroup of its own to be frozen")
     parked = _leave_gpu(activation, watch) if activation.devices else Parked()

@@ -103,6 +103,26 @@ async def test_a_parked_model_is_not_parked_again(cuda: FakeCuda, kernel: Freeze
         assert vllm.awake and not activation.has_parked("a")
 
 
+async def test_one_that_was_left_half_parked_is_put_back_before_it_is_parked(
+    cuda: FakeCuda, kernel: Freezer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it says while it sleeps is not what it is to say when it is back."""
+
+    def crash(_: Path) -> None:
+        raise SystemExit("killed")
+
+    async with an_engine() as server:
+        vllm = Vllm(server)
+        with monkeypatch.context() as patched, pytest.raises(SystemExit):
+            patched.setattr(freezer, "freeze", crash)
+            await vllm.park()
+        assert vllm.asleep and activation.has_parked("a") and not activation.is_parked("a")
+        await vllm.park()
+        assert activation.is_parked("a") and cuda.state(CORE) is State.CHECKPOINTED
+        await vllm.wake()
+        assert vllm.awake and not activation.has_parked("a")
+
+
 async def test_the_container_is_frozen_last_and_thawed_first(
     cuda: FakeCuda, kernel: Freezer
 ) -> None:
