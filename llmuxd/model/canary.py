@@ -95,7 +95,7 @@ def _first_token(port: int, prompt: str) -> str:
 def _is_taken(status: int, path: str) -> bool:
     """Whether the server has done what its canary asks; WrongAnswer where it fails at that."""
     if status >= http.HTTPStatus.INTERNAL_SERVER_ERROR:
-        raise WrongAnswer(f"it answers its canary, {path}, with status {status}")
+        raise WrongAnswer(f"it answers its canary with status {status}: {path}")
     if status in (http.HTTPStatus.UNAUTHORIZED, http.HTTPStatus.FORBIDDEN):
         log.warning("it wants a key for %s (status %d): nothing will prove that it comes back as"
                     " it was", path, status)  # fmt: skip

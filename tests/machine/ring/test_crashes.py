@@ -51,7 +51,7 @@ def _kill_unit() -> None:
     sh("systemctl", "kill", "--kill-whom=all", "-s", "KILL", names.unit(OPT))
 
 
-@pytest.mark.parametrize("kill", [_kill_helper, _kill_podman, _kill_criu, _kill_unit])
+@pytest.mark.parametrize("kill", [_kill_helper, _kill_podman, _kill_criu])
 def test_who_dies_in_a_dump_leaves_the_image_before(
     kill: Callable[[], None], held_criu: Callable[[], None]
 ) -> None:
