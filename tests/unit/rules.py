@@ -72,7 +72,7 @@ class Rules:
         # When the last one who wanted the model went away, and when an operator wanted anything.
         self._gone: dict[str, float] = {}
         self._failed: dict[str, tuple[int, float]] = {}
-        self._changed_at = 0.0
+        self._changed_at = self._measured_at = 0.0
         self._leaving: dict[str, object] = {}
         self._up_since: dict[str, float] = {}
         self.take_over(self.switcher)
@@ -110,6 +110,10 @@ class Rules:
         """
         self._changed_at = clock()
         self._failed.clear()
+
+    def measured(self) -> None:
+        """The GPUs' memory is another: who was let in just now was let in by what was before."""
+        self._measured_at = clock()
 
     def excuse(self, name: str) -> None:
         """The server of the model was lost, by whatever was done to it: its requests may end."""
@@ -183,8 +187,8 @@ class Rules:
         """Rule 7: whoever comes finds the room that it needs."""
         if not model.config.device_names and self._comes_back(model):
             return  # it takes nothing of a GPU
-        if self._changed_at == clock():
-            return  # it was decided before it needed other room
+        if clock() in (self._changed_at, self._measured_at):
+            return  # it was decided before it needed other room, or found it
         for number in self.switcher._fleet.place(model):
             gpu = self.gpus.get(number)
             others = [

@@ -178,6 +178,7 @@ class Drive:
                 for number in self._gpus:
                     self._gpus[number] = Gpu(24 * GIB, event.number * GIB)
                 self._switcher.measure(dict(self._gpus))
+                self.rules.measured()
             case "remove":
                 self._reload({n: m for n, m in self._config.models.items() if n != name})
             case "bring back":
