@@ -13,7 +13,7 @@ from llmuxd.proxy import answer as answer_of_engine
 
 from .engine import a_raw_server, read_request
 from .house import ASK, CHAT, House, told
-from .test_proxy_form import MODEL, TRANSCRIBE, a_form
+from .test_proxy_form import EDGE, MODEL, TRANSCRIBE, a_form
 
 TEXT = json.dumps(ASK).encode()
 HEAD = f"POST {CHAT} HTTP/1.1\nHost: x\nContent-Length: {len(TEXT)}\n"
@@ -206,13 +206,15 @@ async def test_engine_that_hangs_up_is_not_asked_on_another_old_connection(house
 
 async def test_form_that_grows_too_large_on_its_way_is_told_as_such(house: House) -> None:
     house.reconfigure(max_body=200_000)
+    asked = asyncio.Event()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while await reader.read(65536):
-            pass
+            asked.set()
 
     async def chunks() -> AsyncIterator[bytes]:
-        yield a_form(MODEL, end=b"")
+        yield a_form(MODEL, end=b"") + EDGE.encode() + b'name="file"\r\n\r\n'
+        await asked.wait()
         for _ in range(10):
             yield b"x" * 65536
 
