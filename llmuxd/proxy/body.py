@@ -2,14 +2,18 @@
 """A request's body: read within limits, and the model that its JSON names.
 
 The JSON is gone through once, key by key of the outer object, so that the place of the model's
-name is known: another name is written there, and all other bytes stay as they came.
+name is known: another name is written there, and all other bytes stay as they came. Of a large
+one the other values are skipped, not decoded.
 """
 
 import asyncio
 import json
 import re
 import zlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import aiohttp
 from aiohttp import hdrs, web
@@ -25,9 +29,20 @@ _KNOWN = "gzip and deflate are understood"
 # Bytes; a bomb makes a thousand times as many of what it is.
 _UNPACKED_AT_ONCE = 256 * 1024
 
+# More than so many bytes are gone through in a thread, and not decoded: of 32 MiB of brackets
+# Python makes 800 MB of lists, and does nothing else for three seconds.
+LARGE = 1 << 20
+# One: those that take long wait for each other, and nothing else for them.
+_READER = ThreadPoolExecutor(1, "bodies")
+
 _read = json.JSONDecoder().raw_decode
+# Up to the next bracket or long text, or some of the way: each call holds the interpreter.
+_plain = re.compile(r'(?:[^"\[\]{}]{1,10000}|"[^"\\]{0,1000}"){0,1000}').match
 _space = re.compile(r"[ \t\n\r]*").match
 _SPACE = " \t\n\r"
+_OURS = ("model", "stream")
+
+_Value = Callable[[str, int], tuple[Any, int]]
 # What some editors put before a text in UTF-8.
 _MARK = "\ufeff"
 
@@ -55,8 +70,18 @@ class JsonBody:
         return f'{head}"model": {json.dumps(name)}{comma}{tail}'.encode()
 
 
-def parse(raw: bytes) -> JsonBody:
-    """The body's outer object; BadRequest where it is none."""
+async def read(raw: bytes) -> JsonBody:
+    """The body's outer object, whatever it costs; BadRequest where it is none.
+
+    In a large one it is the engine's to find mistakes that are further in.
+    """
+    if len(raw) <= LARGE:
+        return parse(raw)
+    return await asyncio.get_running_loop().run_in_executor(_READER, parse, raw, _skip)
+
+
+def parse(raw: bytes, value_at: _Value = _read) -> JsonBody:
+    """`read` for a small one; `value_at` reads the values that do not matter."""
     try:
         text = raw.decode()
         if text.startswith(_MARK):
@@ -65,12 +90,12 @@ def parse(raw: bytes) -> JsonBody:
         if text[start] != "{":
             _read(text, start)
             raise BadRequest("the request's body is not a JSON object")
-        return _object(text, raw, _past_space(text, start + 1))
+        return _object(text, raw, _past_space(text, start + 1), value_at)
     except (ValueError, IndexError, RecursionError):
         raise BadRequest("the request's body is not valid JSON") from None
 
 
-def _object(text: str, raw: bytes, first: int) -> JsonBody:
+def _object(text: str, raw: bytes, first: int, value_at: _Value) -> JsonBody:
     # Each request comes through here: white space is looked for before it is skipped.
     model, stream, span = "", False, None
     place = first
@@ -86,7 +111,7 @@ def _object(text: str, raw: bytes, first: int) -> JsonBody:
         if text[place] in _SPACE:
             place = _past_space(text, place)
         start = place
-        value, place = _read(text, place)
+        value, place = (_read if key in _OURS else value_at)(text, place)
         if key == "model":
             if span is not None:
                 # Which of them counts is every parser's own choice.
@@ -110,6 +135,29 @@ def _object(text: str, raw: bytes, first: int) -> JsonBody:
     if _past_space(text, place + 1) != len(text):
         raise ValueError("something follows")
     return JsonBody(text, raw, model, stream, span, first)
+
+
+def _skip(text: str, place: int) -> tuple[None, int]:
+    """The place after the value that is at `place`, which is not looked at."""
+    if text[place] not in "[{":
+        return None, _read(text, place)[1]
+    depth = 0
+    while True:
+        run = _plain(text, place)
+        place = run.end() if run else place
+        letter = text[place]
+        if letter in "[{":
+            depth += 1
+        elif letter in "]}":
+            depth -= 1
+        elif letter == '"':
+            place = _read(text, place)[1]
+            continue
+        else:
+            continue
+        place += 1
+        if not depth:
+            return None, place
 
 
 def _past_space(text: str, place: int) -> int:

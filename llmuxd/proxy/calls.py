@@ -77,7 +77,7 @@ class Calls:
             # Such as GET /v1/responses/ID?model=NAME.
             _resolve(config, call, targets.model(call.target))
             return _outgoing(call, call.target, raw)
-        parsed = body.parse(raw)
+        parsed = await body.read(raw)
         name = _resolve(config, call, parsed.model or targets.model(call.target))
         raw = parsed.naming(config.models[name].engine_name)
         return _outgoing(call, call.target, raw, stream=parsed.stream)

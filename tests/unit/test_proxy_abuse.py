@@ -19,7 +19,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from llmuxd.errors import LlmuxError
+from llmuxd.errors import BadRequest, LlmuxError
 from llmuxd.proxy import body, routes, targets
 
 from .engine import a_raw_server
@@ -272,6 +272,40 @@ def test_any_object_is_read_as_json_reads_it_and_renamed_nowhere_else(
     assert parsed.stream == (others.get("stream") is True)
     if name.isprintable():
         assert json.loads(parsed.naming(name)) == {**others, "model": name}
+
+
+@given(st.dictionaries(keys | st.just("model"), json_values | st.text('"\\\n[]{}'), max_size=5))
+def test_large_object_is_read_as_a_small_one(value: dict[str, object]) -> None:
+    raw = json.dumps(value).encode()
+    try:
+        wanted = body.parse(raw)
+    except LlmuxError as error:
+        with pytest.raises(LlmuxError, match=re.escape(error.message)):
+            body.parse(raw, body._skip)
+        return
+    assert body.parse(raw, body._skip) == wanted
+
+
+@pytest.mark.parametrize(
+    "raw", [b'{"x": [', b'{"x": ["', b'{"x": ["\\"]}', b'{"x": [1]', b'{"x": {"a": 1}', b'{"x": }']
+)
+def test_large_object_without_an_end_is_refused(raw: bytes) -> None:
+    with pytest.raises(BadRequest, match="not valid JSON"):
+        body.parse(raw, body._skip)
+
+
+@pytest.mark.parametrize("piece", [b"[],", b"[[{}]],", b'"\\"",', b"1.5,"])
+async def test_millions_of_values_hold_up_nobody(piece: bytes) -> None:
+    raw = b'{"x": [' + piece * ((4 << 20) // len(piece)) + b'0], "model": "b"}'
+    before = resident_mb()
+    reading = asyncio.create_task(body.read(raw))
+    turns = 0
+    while not reading.done():
+        await asyncio.sleep(0)
+        turns += 1
+    assert reading.result().model == "b"
+    assert turns > 10
+    assert peak_mb() - before < 32
 
 
 @given(st.binary(max_size=200))
