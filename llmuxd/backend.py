@@ -1,13 +1,28 @@
 # SPDX-License-Identifier: MIT
 """The way to one running model's HTTP server; lives from its activation to its leaving."""
 
+from typing import Any
+
 import aiohttp
 from aiohttp import hdrs
 
+from .errors import HandshakeRefused
 from .pool import BackendGone, Pool
 
 # What aiohttp would say where the client did not: that a compressed answer is welcome, say.
 _NOT_OURS = (hdrs.ACCEPT, hdrs.ACCEPT_ENCODING, hdrs.CONTENT_TYPE, hdrs.USER_AGENT)
+
+
+def _staying() -> aiohttp.TraceConfig:
+    """Follows no redirect of a handshake, which there is no other way to say."""
+
+    async def refuse(_session: object, _context: object, seen: Any) -> None:
+        seen.response.close()
+        raise HandshakeRefused("the model's server sends its WebSockets elsewhere")
+
+    trace = aiohttp.TraceConfig()
+    trace.on_request_redirect.append(refuse)
+    return trace
 
 
 class Backend:
@@ -42,6 +57,7 @@ class Backend:
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=10.0),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 skip_auto_headers=_NOT_OURS,
+                trace_configs=[_staying()],
             )
         return self._session
 

@@ -7,6 +7,7 @@ import logging
 from collections.abc import AsyncIterable
 
 import aiohttp
+import yarl
 from aiohttp import hdrs, web
 from multidict import CIMultiDict
 
@@ -55,7 +56,8 @@ async def connect(
     protocols = [name for name in offered(request) if not name.startswith(KEY_PROTOCOL)]
     try:
         return await backend.session.ws_connect(
-            backend.endpoint + target,
+            # As it was sent, without a second opinion on what needs quoting.
+            yarl.URL(backend.endpoint + target, encoded=True),
             protocols=protocols,
             headers=_as_text(headers),
             autoping=False,
