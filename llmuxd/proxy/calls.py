@@ -12,11 +12,11 @@ from ..switcher import Switcher
 from . import body, targets, websocket
 from .access import Caller
 from .answer import Answers
-from .form import Form
+from .form import Form, is_form
 from .headers import HANDSHAKE, passed
 from .outgoing import Outgoing
 from .relay import Relay
-from .routes import READING, Kind, Route
+from .routes import READING, SOUNDS, Kind, Route
 from .waiting import HEADER, WANTED, Waiting
 
 _UNPACKED = (b"content-encoding",)
@@ -67,7 +67,7 @@ class Calls:
         request = call.request
         if hdrs.EXPECT in request.headers:
             await _invite_body(request, config.max_body)
-        if request.headers.get(hdrs.CONTENT_TYPE, "").startswith("multipart/form-data"):
+        if is_form(request):
             form = Form(request, config.max_body)
             name = _resolve(config, call, await form.model() or targets.model(call.target))
             form.naming(config.models[name].engine_name)
@@ -86,8 +86,9 @@ class Calls:
         """A WebSocket, whose model the query names."""
         if not websocket.wanted(call.request):
             raise BadRequest("this route is for WebSockets", "send Upgrade: websocket")
-        _resolve(self._switcher.config, call, targets.model(call.target))
-        return _tunnel(call, call.target)
+        config = self._switcher.config
+        name = _resolve(config, call, targets.model(call.target))
+        return _tunnel(call, targets.naming(call.target, config.models[name].engine_name))
 
     async def _upstream(self, call: Call) -> Outgoing | web.Response:
         """A request for the engine's own pages, which passes as it is."""
@@ -112,6 +113,8 @@ class Calls:
 
     def _waiting(self, call: Call) -> Waiting | None:
         """For a client of an event stream that wants to hear something meanwhile."""
+        if call.route.label in SOUNDS:
+            return None
         asked = call.request.headers.get(HEADER, "").lower()
         if asked == WANTED or (not asked and self._switcher.config.waiting_comments):
             return Waiting(call.request, self._switcher, call.visit.model, call.route.api)

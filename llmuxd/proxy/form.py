@@ -19,6 +19,12 @@ _MAX_NAME = 4096
 _CHUNK = 256 * 1024
 
 
+def is_form(request: web.BaseRequest) -> bool:
+    """Whether its body says that it is one."""
+    kind = request.headers.get(hdrs.CONTENT_TYPE, "").partition(";")[0]
+    return kind.strip().lower() == "multipart/form-data"
+
+
 class Form:
     """A form that is being read. `limit`, in bytes, is for all of it."""
 

@@ -71,6 +71,8 @@ _UPSTREAM = "/upstream/"
 _V1 = "/v1/"
 
 READING = ("GET", "HEAD")
+# What streams here is no text.
+SOUNDS = ("/v1/audio/speech",)
 
 
 def match(method: str, path: str) -> Route:

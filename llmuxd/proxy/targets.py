@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """A request's target, and what it says of the model."""
 
-from urllib.parse import parse_qs, unquote
+from urllib.parse import parse_qs, quote, unquote
 
 from aiohttp import web
 
@@ -21,6 +21,16 @@ def model(target: str) -> str:
     """What the query names as `model`; empty where it does not."""
     query = target.partition("?")[2]
     return parse_qs(query).get("model", [""])[0] if "model=" in query else ""
+
+
+def naming(target: str, name: str) -> str:
+    """The target with this as its query's `model`, where that is another one."""
+    if model(target) in ("", name):
+        return target
+    path, _, query = target.partition("?")
+    mine = f"model={quote(name, safe='')}"
+    parts = (mine if part.startswith("model=") else part for part in query.split("&"))
+    return f"{path}?{'&'.join(parts)}"
 
 
 def split(rest: str, config: Config) -> tuple[str, str]:

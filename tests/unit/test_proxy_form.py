@@ -123,6 +123,11 @@ async def test_form_that_is_none(house: House, form: bytes) -> None:
     assert house.stage.units.log == []
 
 
+async def test_type_is_told_in_any_letters(house: House) -> None:
+    kind = 'Multipart/Form-Data ; charset=utf-8; Boundary="edge"'
+    assert (await send(house, a_form(MODEL), **{"Content-Type": kind}))[0] == 200
+
+
 @pytest.mark.parametrize(
     "kind", ["multipart/form-data", "multipart/form-data; boundary=" + "x" * 99]
 )

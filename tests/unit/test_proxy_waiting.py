@@ -126,6 +126,27 @@ async def test_who_did_not_ask_sees_the_status_of_the_engine(
     assert await task == 418
 
 
+async def test_sound_is_no_place_for_words(house: House) -> None:
+    house.reconfigure(waiting_comments=True)
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        return web.Response(body=b"\0RIFF", content_type="audio/wav")
+
+    house.engine.answer = answer
+    gate = house.stage.units.hold("start", "org/a")
+
+    async def ask() -> bytes:
+        url = house.url + "/v1/audio/speech"
+        async with house.client.post(url, json=STREAM, headers=WANTED) as response:
+            return await response.read()
+
+    task = asyncio.create_task(ask())
+    await gate.reached.wait()
+    await asyncio.wait([task], timeout=0.1)
+    gate.open()
+    assert await task == b"\0RIFF"
+
+
 async def test_model_that_serves_is_not_announced(house: House) -> None:
     house.reconfigure(waiting_comments=True)
     house.engine.answer = events

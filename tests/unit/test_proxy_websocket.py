@@ -2,6 +2,7 @@
 """WebSockets through the proxy."""
 
 import asyncio
+from dataclasses import replace
 
 import aiohttp
 import pytest
@@ -10,7 +11,8 @@ from aiohttp import web
 from llmuxd.config import Upstream
 from llmuxd.proxy import websocket
 
-from .house import House, told
+from .engine import a_raw_server
+from .house import A, B, House, told
 
 REALTIME = "/v1/realtime?model=first"
 
@@ -37,7 +39,7 @@ async def test_messages_pass_both_ways(house: House) -> None:
         house.url + REALTIME, protocols=["realtime", "other"], headers={"X-Kept": "1"}
     ) as socket:
         assert socket.protocol == "realtime"
-        assert await socket.receive_str() == "/v1/realtime?model=first 1"
+        assert await socket.receive_str() == "/v1/realtime?model=org%2Fa 1"
         await socket.send_str("é" * 100_000)
         assert await socket.receive_str() == "é" * 100_000
         await socket.send_bytes(b"\0\xff")
@@ -45,6 +47,32 @@ async def test_messages_pass_both_ways(house: House) -> None:
         assert house.in_flight == 1
     await house.idle()
     assert house.stage.units.log == ["start org/a"]
+
+
+async def test_engine_hears_its_own_name(house: House) -> None:
+    house.engine.answer = echo
+    house.stage.reload(replace(A, served_name="its own & name"), B)
+    async with house.client.ws_connect(house.url + "/v1/realtime?x=1&model=org/a&y") as socket:
+        await socket.receive_str()
+    assert house.engine.seen[0].path == "/v1/realtime?x=1&model=its%20own%20%26%20name&y"
+
+
+async def test_engine_that_redirects_is_not_followed(house: House) -> None:
+    asked = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append(await reader.readline())
+
+    async with a_raw_server(serve) as port:
+
+        async def elsewhere(request: web.Request) -> web.StreamResponse:
+            return web.Response(status=302, headers={"Location": f"http://127.0.0.1:{port}/"})
+
+        house.engine.answer = elsewhere
+        with pytest.raises(aiohttp.WSServerHandshakeError) as caught:
+            await house.client.ws_connect(house.url + REALTIME)
+    assert (caught.value.status, asked) == (502, [])
+    await house.idle()
 
 
 async def test_engine_ends_it_with_its_own_code(house: House) -> None:
@@ -168,5 +196,5 @@ async def test_waits_for_its_model(house: House) -> None:
     await gate.reached.wait()
     gate.open()
     socket = await opening
-    assert await socket.receive_str() == "/v1/realtime?model=first None"
+    assert await socket.receive_str() == "/v1/realtime?model=org%2Fa None"
     await socket.close()
