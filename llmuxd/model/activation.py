@@ -173,6 +173,8 @@ def take_park_order(model: str) -> bool:
 # The unit's status text from when its GPUs are free until it is down: what is left to do is files
 # and mounts, and nobody has to wait for it. llmuxd reads it.
 RELEASED = "off its GPUs, tidying up"
+# The same once the model is parked.
+PARKED = "parked"
 
 
 def socket_path(model: str) -> Path:

@@ -11,6 +11,7 @@ import sdnotify
 from ..events import Event, about
 from . import parking, resident
 from .activation import (
+    PARKED,
     Activation,
     Way,
     note_place,
@@ -96,7 +97,7 @@ class Attending(ABC):
             watch = Stopwatch("park")
             parking.park(activation, watch)
             watch.move().save(self._name, Direction.OUT)
-            self.tell("parked")
+            self.tell(PARKED)
 
     def _wake(self, activation: Activation) -> None:
         with one_at_a_time(self._name):

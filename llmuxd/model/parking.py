@@ -97,6 +97,8 @@ def wake(activation: Activation, watch: Stopwatch) -> bool:
     parked = Parked.load(activation.model)
     if parked is None:
         return False
+    # From here on it may hold its GPU again, however far it comes.
+    replace(parked, whole=False).save(activation.model)
     with watch.part("thaw"):
         thaw(activation)
     if activation.devices:

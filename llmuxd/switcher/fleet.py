@@ -7,7 +7,15 @@ from collections.abc import Callable
 from ..backend import Backend
 from ..config import Config
 from ..errors import NoSuchModel
-from ..model.activation import RELEASED, Activation, is_parked, noted_place, parked_memory
+from ..model.activation import (
+    PARKED,
+    RELEASED,
+    Activation,
+    has_parked,
+    is_parked,
+    noted_place,
+    parked_memory,
+)
 from ..model.checkpoint import Checkpoint
 from ..model.moves import Direction, Move
 from ..policy import Stage
@@ -87,6 +95,7 @@ class Fleet:
         activation = await asyncio.to_thread(Activation.load, model.name)
         checkpoint = await asyncio.to_thread(_load_checkpoint, model.name)
         parked = await asyncio.to_thread(is_parked, model.name)
+        halfway = not parked and await asyncio.to_thread(has_parked, model.name)
         held = await asyncio.to_thread(parked_memory, model.name)
         place = await asyncio.to_thread(noted_place, model.name)
         came = await asyncio.to_thread(Move.load, model.name, Direction.IN)
@@ -96,7 +105,8 @@ class Fleet:
         model.parked = unit.up and parked
         model.parked_memory = held if model.parked else 0
         if unit.up and activation is not None:
-            if model.parked:
+            if model.parked or halfway:
+                # Half-way it answers nothing, or wrongly: it has to be woken first.
                 await self.close_backend(model)
             elif model.activation != activation or model.backend is None:
                 await self.close_backend(model)
@@ -159,8 +169,13 @@ class Fleet:
             # Gone without us: by hand, or its server died.
             model.deaths += status.active == "failed" and model.activation is not None
             self._tasks.spawn(self._look_back(model))
-        elif status.active == "active" and model.transition is None and model.parked:
-            # `systemctl reload` by hand has brought it back.
+        elif (
+            status.active == "active"
+            and model.transition is None
+            and (model.parked or status.text == PARKED)
+        ):
+            # `systemctl reload` by hand has brought it back, or what was asked for by a llmuxd that
+            # was killed meanwhile is done.
             self._tasks.spawn(self.look(model))
         elif status.active == "activating" and model.held_gpus is None:
             # By hand, or before llmuxd was started; the first that it does is to tell its place.

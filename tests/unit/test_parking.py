@@ -264,6 +264,26 @@ async def test_a_resume_that_fails_is_told_and_stays_known(cuda: FakeCuda) -> No
         assert activation.has_parked("a")
 
 
+async def test_one_that_is_on_its_way_back_is_not_off_its_gpu_any_more(
+    kernel: Freezer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever kills its helper, llmuxd does not take the GPU for free."""
+
+    def crash(_: Path) -> None:
+        raise SystemExit("killed")
+
+    async with an_engine() as server:
+        vllm = Vllm(server)
+        await vllm.park()
+        assert activation.is_parked("a")
+        with monkeypatch.context() as patched, pytest.raises(SystemExit):
+            patched.setattr(freezer, "thaw", crash)
+            parking.wake(vllm.run, Stopwatch("resume"))
+        assert activation.has_parked("a") and not activation.is_parked("a")
+        await vllm.wake()
+        assert vllm.awake and not activation.has_parked("a")
+
+
 async def test_another_answer_than_before_is_no_comeback() -> None:
     async with an_engine() as server:
         vllm = Vllm(server)

@@ -17,6 +17,7 @@ from llmuxd.errors import (
 )
 from llmuxd.jobs import Job
 from llmuxd.model.activation import (
+    PARKED,
     RELEASED,
     Activation,
     has_parked,
@@ -636,6 +637,30 @@ async def test_a_model_that_was_left_half_parked_is_woken() -> None:
         await stage.ask("a")
         assert stage.units.log == ["reload a"]
         assert not has_parked("a")
+
+
+async def test_one_that_is_half_parked_when_llmuxd_starts_is_not_taken_to_serve() -> (
+    None
+):
+    async with on_stage(PARKING, B) as stage:
+        await stage.ask("a")
+        Parked().save("a")
+        again = Switcher(stage.switcher.config, stage.units)
+        await again.adopt()
+        assert again.model("a").backend is None
+        assert again.state("a") is not State.PARKED
+        await again.close()
+
+
+async def test_a_park_that_ends_after_llmuxd_was_killed_is_seen() -> None:
+    async with on_stage(PARKING, B) as stage:
+        await stage.ask("a")
+        # As the helper does it, which was asked by the one before.
+        Parked(whole=True).save("a")
+        stage.units.by_hand("a", replace(UP, text=PARKED))
+        await stage.until_state("a", State.PARKED)
+        await stage.ask("a")
+        assert stage.units.log == ["start a", "reload a"]
 
 
 async def test_a_unit_that_an_operator_froze_is_thawed_for_a_request() -> None:
