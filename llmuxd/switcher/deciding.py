@@ -8,7 +8,6 @@ from math import inf
 from .. import memory
 from ..errors import NoRoom
 from ..events import Event, about
-from ..model.activation import Leave
 from ..policy import Board, Decision, Gpu, Stage
 from ..state import State
 from .admission import Admission
@@ -238,8 +237,7 @@ class Decider:
                 "%s: memory is short, from parked to disk", model.name,
                 extra=about(Event.MEMORY_SHORT, model=model.name, phase="leaving"),
             )  # fmt: skip
-            work = self._leaving.end(model, Leave.CHECKPOINT)
-            self._transitions.begin(model, Stage.LEAVING, work)
+            self._transitions.begin(model, Stage.LEAVING, self._leaving.spill(model))
 
     def _is_memory_short(self) -> bool:
         limit = self._fleet.config.park_memory

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .. import helper, memory, readahead
-from ..config import Tier
+from ..config import Snapshot, Tier
 from ..costs import Cost
 from ..errors import LlmuxError, UnitRefused
 from ..events import Event, about
@@ -81,6 +81,20 @@ class Leaving:
                 log.warning("%s cannot be parked and is checkpointed: %s", model.name, error,
                             extra=about(Event.PARK_FAILED, model=model.name))  # fmt: skip
         await self.end(model, Leave.CHECKPOINT)
+
+    async def spill(self, model: Model) -> None:
+        """From memory to disk; who comes to its GPU meanwhile does not wait for that."""
+        run = model.activation
+        killed = run is not None and run.snapshot is Snapshot.PRISTINE
+        killed = killed and not self._fleet.why_no_checkpoint(model)
+        if killed or run is None or not run.devices:
+            # Any other is on its GPU again for the dump.
+            model.held_gpus = ()
+        try:
+            await self.end(model, Leave.CHECKPOINT)
+        finally:
+            if not self._units.status(model.name).down:
+                await self._fleet.look(model)
 
     async def end(self, model: Model, leave: Leave) -> None:
         """Stop the unit."""

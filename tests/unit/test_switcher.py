@@ -14,6 +14,7 @@ from llmuxd.errors import (
     NotRunning,
     NotSupported,
     Stopping,
+    UnitRefused,
 )
 from llmuxd.jobs import Job
 from llmuxd.model.activation import (
@@ -639,9 +640,7 @@ async def test_a_model_that_was_left_half_parked_is_woken() -> None:
         assert not has_parked("a")
 
 
-async def test_one_that_is_half_parked_when_llmuxd_starts_is_not_taken_to_serve() -> (
-    None
-):
+async def test_one_that_is_half_parked_when_llmuxd_starts_is_not_taken_to_serve() -> None:
     async with on_stage(PARKING, B) as stage:
         await stage.ask("a")
         Parked().save("a")
@@ -713,6 +712,46 @@ async def test_and_rather_one_that_nobody_waits_for(monkeypatch: pytest.MonkeyPa
         gate.open()
         await stream.finish()
         await waiting.finish()
+
+
+async def test_nobody_waits_for_what_goes_from_memory_to_disk(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("llmuxd.memory.short", lambda: False)
+    async with on_stage(PARKING, B, C) as stage:
+        for name in ("a", "b"):
+            await stage.ask(name)
+        monkeypatch.setattr("llmuxd.memory.short", lambda: True)
+        gate = stage.units.hold("stop", "a")
+        stage.switcher._fleet.woken.set()
+        await gate.reached.wait()
+        await stage.ask("c")
+        gate.open()
+        await stage.until_state("a", State.CHECKPOINTED)
+        assert stage.switcher.model("a").held == (0,)
+
+
+async def test_one_that_did_not_get_to_disk_has_its_place_still(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("llmuxd.memory.short", lambda: False)
+    async with on_stage(PARKING, B) as stage:
+        for name in ("a", "b"):
+            await stage.ask(name)
+        monkeypatch.setattr("llmuxd.memory.short", lambda: True)
+        asked = asyncio.Event()
+
+        async def stop(name: str) -> str:
+            asked.set()
+            raise UnitRefused("no")
+
+        monkeypatch.setattr(stage.units, "stop", stop)
+        stage.switcher._fleet.woken.set()
+        await asked.wait()
+        await stage.until_idle()
+        monkeypatch.setattr("llmuxd.memory.short", lambda: False)
+        assert stage.switcher.state("a") is State.PARKED
+        assert stage.switcher.model("a").held == (0,)
 
 
 async def test_the_next_one_comes_once_the_gpu_is_free() -> None:
