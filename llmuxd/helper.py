@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import logging
 
+from .config import Sleep
 from .model.activation import order_park, socket_path, take_park_order
 from .units import Units
 
@@ -17,39 +18,51 @@ log = logging.getLogger(__name__)
 LIMIT = 1800.0
 
 
-async def park(units: Units, name: str) -> None:
-    """Take the model off its GPU and freeze its container."""
-    if await _ask(name, "park"):
-        return
-    await asyncio.to_thread(order_park, name)
+async def park(units: Units, name: str, sleep: Sleep | None = None) -> str:
+    """Take the model off its GPU and freeze its container; why it was not, as far as it says.
+
+    `sleep`: have it let go of this, and not of what it usually does.
+    """
+    answer = await _ask(name, "park" if sleep is None else f"park {sleep}")
+    if answer:
+        return _why_not(answer)
+    await asyncio.to_thread(order_park, name, sleep)
     try:
         await units.reload(name)
     finally:
         # One that was not carried out must not meet a later reload.
         await asyncio.to_thread(take_park_order, name)
+    return ""
 
 
-async def wake(units: Units, name: str) -> None:
-    """The reverse."""
-    if not await _ask(name, "wake"):
+async def wake(units: Units, name: str) -> str:
+    """The reverse; why it is not back, as far as it says."""
+    answer = await _ask(name, "wake")
+    if not answer:
         await units.reload(name)
+    return _why_not(answer)
 
 
-async def _ask(name: str, verb: str) -> bool:
-    """Ask the helper and wait for its answer; False where none listens, or it went away."""
+def _why_not(answer: str) -> str:
+    return "" if answer == "done" else answer.removeprefix("failed: ")
+
+
+async def _ask(name: str, verb: str) -> str:
+    """Ask the helper and wait for its answer; empty where none listens, or it went away."""
     try:
         reader, writer = await asyncio.open_unix_connection(socket_path(name))
     except OSError:
-        return False
+        return ""
     try:
         writer.write(f"{verb}\n".encode())
         answer = await asyncio.wait_for(reader.readline(), LIMIT)
     except (OSError, TimeoutError):
-        return False
+        return ""
     finally:
         writer.close()
         with contextlib.suppress(OSError):
             await writer.wait_closed()
-    if answer and answer != b"done\n":
-        log.warning("%s: %s", name, answer.decode(errors="replace").strip())
-    return bool(answer)
+    text = answer.decode(errors="replace").strip()
+    if text and text != "done":
+        log.warning("%s: %s", name, text)
+    return text

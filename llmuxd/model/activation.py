@@ -14,6 +14,7 @@ from pathlib import Path
 
 from .. import files, names
 from ..config import CANARY_PROMPT, CONTAINER_FORM, Question, Sleep, Snapshot
+from .identity import Identity, of_json
 
 
 class Way(StrEnum):
@@ -35,11 +36,20 @@ class Leave(StrEnum):
 class LeaveOrder:
     """How the stop that comes is to end the model; `wanted` are the models that requests wait for.
 
-    Theirs are the images that must not make room for this one's.
+    Theirs are the images that must not make room for this one's. `sleep` is to be let go of in an
+    image that is taken to be measured (tuning.py); None: it is to be a lasting one, as usual.
     """
 
     leave: Leave = Leave.CHECKPOINT
     wanted: tuple[str, ...] = ()
+    sleep: Sleep | None = None
+
+
+@dataclass(frozen=True)
+class ParkOrder:
+    """The reload that comes is to park the model; `sleep` as in LeaveOrder."""
+
+    sleep: Sleep | None = None
 
 
 @dataclass(frozen=True)
@@ -51,7 +61,8 @@ class Activation:
     other unit that serves the model (mirroring.py), whose cgroup `payload` is then.
     `container_form` is that of the llmuxd that made the container, empty where it did not say. From
     `definition` to `devices` it is what the configuration said when it was started: the file
-    may say something else, or be gone, by the time it is stopped.
+    may say something else, or be gone, by the time it is stopped. `identity` is that of an image
+    of this run, for an engine that may let go of something; None of any other.
     """
 
     model: str
@@ -73,6 +84,7 @@ class Activation:
     payload: str = ""
     unit: str = ""
     container_form: str = str(CONTAINER_FORM)
+    identity: Identity | None = None
 
     def save(self) -> None:
         """Publish it for llmuxd."""
@@ -105,6 +117,7 @@ class Activation:
                 payload=str(raw.get("payload", "")),
                 unit=str(raw.get("unit", "")),
                 container_form=str(raw.get("container_form", "")),
+                identity=of_json(raw.get("identity")),
             )
         except (KeyError, ValueError):
             return None
@@ -130,9 +143,11 @@ def noted_place(model: str) -> tuple[int, ...] | None:
         return None
 
 
-def order_leave(model: str, leave: Leave, wanted: Sequence[str] = ()) -> None:
+def order_leave(
+    model: str, leave: Leave, wanted: Sequence[str] = (), sleep: Sleep | None = None
+) -> None:
     """Say how the next stop of the unit is to end it. Without an order it is a checkpoint."""
-    files.write_json(_order_path(model), asdict(LeaveOrder(leave, tuple(wanted))))
+    files.write_json(_order_path(model), asdict(LeaveOrder(leave, tuple(wanted), sleep)))
 
 
 def forget_leave(model: str) -> None:
@@ -145,7 +160,7 @@ def take_leave_order(model: str) -> LeaveOrder:
     raw = files.read_json(_order_path(model)) or {}
     _order_path(model).unlink(missing_ok=True)
     leave = Leave.STOP if raw.get("leave") == Leave.STOP.value else Leave.CHECKPOINT
-    return LeaveOrder(leave, files.texts(raw.get("wanted")))
+    return LeaveOrder(leave, files.texts(raw.get("wanted")), _sleep(raw.get("sleep")))
 
 
 def conmon_pidfile(model: str) -> Path:
@@ -158,16 +173,17 @@ def stopping_mark(model: str) -> Path:
     return files.runtime_root() / f"{names.slug(model)}.stopping"
 
 
-def order_park(model: str) -> None:
+def order_park(model: str, sleep: Sleep | None = None) -> None:
     """Say that the next reload of the unit is to park the model."""
-    files.write_json(_park_order_path(model), {})
+    files.write_json(_park_order_path(model), asdict(ParkOrder(sleep)))
 
 
-def take_park_order(model: str) -> bool:
-    """Whether the reload that has begun is to do that; an order holds once."""
-    ordered = _park_order_path(model).exists()
-    _park_order_path(model).unlink(missing_ok=True)
-    return ordered
+def take_park_order(model: str) -> ParkOrder | None:
+    """What the reload that has begun is to do; None: no park. An order holds once."""
+    path = _park_order_path(model)
+    ordered, raw = path.exists(), files.read_json(path) or {}
+    path.unlink(missing_ok=True)
+    return ParkOrder(_sleep(raw.get("sleep"))) if ordered else None
 
 
 # The unit's status text from when its GPUs are free until it is down: what is left to do is files
@@ -251,6 +267,10 @@ def was_kept(model: str) -> bool:
     """Whether the stop said so."""
     mark = stopping_mark(model)
     return mark.exists() and mark.read_text(encoding="ascii") == "kept"
+
+
+def _sleep(raw: object) -> Sleep | None:
+    return Sleep(raw) if isinstance(raw, str) and raw in Sleep.__members__.values() else None
 
 
 def _path(model: str) -> Path:

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import sdnotify
 
+from ..config import Sleep
 from ..events import Event, about
 from . import parking, resident
 from .activation import (
@@ -57,8 +58,9 @@ class Attending(ABC):
         activation = Activation.load(self._name)
         if activation is None:
             return
-        if take_park_order(self._name):
-            self._park(activation)
+        order = take_park_order(self._name)
+        if order is not None:
+            self._park(activation, order.sleep)
         else:
             self._wake(activation)
 
@@ -67,15 +69,17 @@ class Attending(ABC):
         resident.stay(self._name, watched, self._answer)
 
     def _answer(self, verb: str) -> str:
-        """Do what llmuxd asks; `done`, or why not."""
+        """Do what llmuxd asks; `done`, or why not. `park 2` lets go of other than usual."""
         activation = Activation.load(self._name)
         if activation is None:
             return "failed: it does not run"
         try:
-            match verb:
-                case "park":
+            match verb.split():
+                case ["park"]:
                     self._park(activation)
-                case "wake":
+                case ["park", sleep] if sleep in Sleep.__members__.values():
+                    self._park(activation, Sleep(sleep))
+                case ["wake"]:
                     self._wake(activation)
                 case _:
                     return f"failed: there is no {verb!r}"
@@ -92,7 +96,9 @@ class Attending(ABC):
         stopping_mark(self._name).unlink(missing_ok=True)
         note_place(self._name, gpus)
 
-    def _park(self, activation: Activation) -> None:
+    def _park(self, activation: Activation, sleep: Sleep | None = None) -> None:
+        if sleep is not None:
+            activation = replace(activation, park_sleep=sleep)
         with one_at_a_time(self._name):
             watch = Stopwatch("park")
             parking.park(activation, watch)

@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from .. import files, names
-from ..config import CANARY_PROMPT, Question
-from .identity import Identity
+from ..config import CANARY_PROMPT, Question, Sleep
+from .identity import Identity, of_json
 
 # Larger files of an image are known by their size alone.
 HASHED_SIZE = 1 << 20
@@ -30,9 +30,11 @@ class Checkpoint:
     `manifest` has the size of each file, and a hash of the small ones; a page file is too large to
     read twice. `canary` is what the server answered to `question`, or else to `canary_prompt`,
     when the image was taken; empty where it was not asked. `back` are the requests that wake an
-    engine which sleeps in the image (vllm.py); `slept_badly`: it did not fall asleep, or woke up
-    as another; `overslept`: this image, or the one before it, did not wake up. `live`: it holds
-    what the server has come to since its start, as no other image does. `directory` is podman's;
+    engine which sleeps in the image (vllm.py), whatever is let go of by now, and `sleep` is what
+    that was then, None where an earlier release wrote it; `slept_badly`: it did not fall asleep, or
+    woke up as another; `overslept`: this image, or the one before it, did not wake up. `live`: it
+    holds what the server has come to since its start, as no other image does. `trial`: it was taken
+    to be measured; it may be restored, but the next leaving takes another. `directory` is podman's;
     `place` is where that leads to (place.py), empty where it is none such. `invalid` says why it
     must not be restored; empty for a good one.
     """
@@ -50,9 +52,11 @@ class Checkpoint:
     canary_prompt: str = CANARY_PROMPT
     question: Question | None = None
     back: tuple[str, ...] = ()
+    sleep: Sleep | None = None
     slept_badly: bool = False
     overslept: bool = False
     live: bool = False
+    trial: bool = False
     place: str = ""
     invalid: str = ""
 
@@ -112,14 +116,14 @@ class Checkpoint:
         if raw is None:
             return None
         try:
-            identity = raw["identity"]
-            if not isinstance(identity, dict):
+            identity = of_json(raw["identity"])
+            if identity is None:
                 return None
             return cls(
                 model=str(raw["model"]),
                 container_id=str(raw["container_id"]),
                 port=int(str(raw["port"])),
-                identity=Identity(**{key: str(value) for key, value in identity.items()}),
+                identity=identity,
                 taken_at=float(str(raw["taken_at"])),
                 seconds=float(str(raw["seconds"])),
                 size=int(str(raw["size"])),
@@ -129,9 +133,11 @@ class Checkpoint:
                 canary_prompt=str(raw.get("canary_prompt", CANARY_PROMPT)),
                 question=Question.from_json(raw.get("question")),
                 back=files.texts(raw.get("back")),
+                sleep=Sleep(str(raw["sleep"])) if raw.get("sleep") else None,
                 slept_badly=bool(raw.get("slept_badly")),
                 overslept=bool(raw.get("overslept")),
                 live=bool(raw.get("live")),
+                trial=bool(raw.get("trial")),
                 place=str(raw.get("place", "")),
                 invalid=str(raw.get("invalid", "")),
             )

@@ -292,14 +292,6 @@ def remove_all() -> None:
         run(["podman", "network", "rm", *networks], REMOVE_TIMEOUT)
 
 
-def criu_version() -> str:
-    """CRIU's version as it prints it, one line; empty where there is none."""
-    try:
-        return " ".join(run(["criu", "--version"], QUERY_TIMEOUT).split())
-    except CommandFailed:
-        return ""
-
-
 def _criu_error(path: Path) -> str:
     """The first error in one of CRIU's logs: those after it are what it led to."""
     try:

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""All that must be the same where an image is restored as where it was taken."""
+"""All that must be the same where an image is restored as where it was taken.
+
+What was measured of a model holds for as long as this does, too (tuning.py).
+"""
 
 import contextlib
 import hashlib
@@ -10,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..config import CONTAINER_FORM
-from .container import criu_version
+from .process import CommandFailed, run
 
 FORM = str(CONTAINER_FORM)
 # Where CRIU looks for its plugins, by distribution; crun.conf's libdir names one of them.
@@ -18,6 +21,7 @@ PLUGINS = ("/usr/lib/criu", "/usr/lib64/criu", "/usr/local/lib/criu")
 CDI = ("/etc/cdi", "/var/run/cdi")
 NVIDIA = "/proc/driver/nvidia"
 CARD = "/dev/nvidia"
+QUERY_TIMEOUT = 30.0
 
 _WORDS = {
     "image_id": "the container image",
@@ -91,7 +95,7 @@ def here(
         image_id=image_id,
         machine_id=_text(Path("/etc/machine-id")).strip(),
         kernel=os.uname().release,
-        criu=criu_version(),
+        criu=_criu_version(),
     )
     if not any("nvidia" in device for device in devices):
         return common
@@ -105,6 +109,24 @@ def here(
             "cdi": _hash(path for place in CDI for path in sorted(Path(place).glob("*nvidia*"))),
         }
     )
+
+
+def of_json(raw: object) -> Identity | None:
+    """What `asdict` gave; None for anything else."""
+    if not isinstance(raw, dict):
+        return None
+    try:
+        return Identity(**{str(key): str(value) for key, value in raw.items()})
+    except TypeError:
+        return None
+
+
+def _criu_version() -> str:
+    """CRIU's version as it prints it, one line; empty where there is none."""
+    try:
+        return " ".join(run(["criu", "--version"], QUERY_TIMEOUT).split())
+    except CommandFailed:
+        return ""
 
 
 def _gpus(directory: Path) -> str:

@@ -43,7 +43,7 @@ class SleptBadly(Exception):
 def is_whole(facts: Facts, activation: Activation) -> bool:
     """Whether this container has an image on disk that could be restored here again."""
     record = Checkpoint.load(activation.model)
-    if record is None or record.container_id != facts.id:
+    if record is None or record.container_id != facts.id or record.trial:
         return False
     try:
         why_not = record.why_not(_here(facts, activation))
@@ -62,10 +62,12 @@ def write(
     watch: Stopwatch,
     tell: Callable[[str], None],
     room: Room,
+    trial: bool = False,
 ) -> Written:
     """Dump the container, which has ended then. What fails is told here and raised no further.
 
-    `tell` hears RELEASED once the container is gone and only the disk is still at work.
+    `tell` hears RELEASED once the container is gone and only the disk is still at work. A `trial`
+    is there to be measured: it does just what `activation` says, and leaves no other behind.
     """
     before = Checkpoint.load(activation.model)
     directory = facts.checkpoint_directory
@@ -84,15 +86,19 @@ def write(
         directory=str(directory),
         overslept=before is not None and before.overslept,
         live=activation.snapshot is Snapshot.LIVE,
+        trial=trial,
         place=str(directory.resolve()) if directory.is_symlink() else "",
     )
+    if trial:
+        # Whatever comes of it, the image before is no measurement of it.
+        record.invalidate("the checkpoint was not finished")
     try:
         with watch.part("canary"):
             answer = canary.of_run(activation)
         room.make(record.size)
         with watch.part("sleep"):
-            back = _let_go(activation, before)
-        if not _set_aside(record, before):
+            nap = _let_go(activation, None if trial else before)
+        if trial or not _set_aside(record, before):
             # Until the dump is whole, a crash must not leave a record that vouches for it.
             record.invalidate("the checkpoint was not finished")
         with watch.part("dump"):
@@ -112,7 +118,8 @@ def write(
             canary=answer,
             canary_prompt=activation.canary_prompt,
             question=activation.question,
-            back=back,
+            back=nap.back,
+            sleep=activation.image_sleep if nap.out else Sleep.OFF,
         ).save()
         log.info("checkpoint written in %.2f s, %.1f MB", seconds, size / 1e6,
                  extra=about(Event.CHECKPOINT_WRITTEN, phase="checkpoint",
@@ -148,7 +155,7 @@ def _failed(record: Checkpoint, error: Exception) -> Written:
     if isinstance(error, CommandFailed) and error.status == TIMED_OUT:
         # Its CRIU still holds the server frozen, and podman waits for both.
         cgroup.kill_others()
-    slept_badly = isinstance(error, SleptBadly)
+    slept_badly = isinstance(error, SleptBadly) and not record.trial
     before = Checkpoint.load(record.model)
     if before is None or before.invalid:
         with contextlib.suppress(OSError):
@@ -199,11 +206,11 @@ def _here(facts: Facts, activation: Activation) -> identity.Identity:
     )
 
 
-def _let_go(activation: Activation, before: Checkpoint | None) -> tuple[str, ...]:
-    """Have the engine let go of what the image need not hold; the requests that undo it."""
+def _let_go(activation: Activation, before: Checkpoint | None) -> vllm.Nap:
+    """Have the engine let go of what the image need not hold; how it did."""
     if before is not None and before.slept_badly:
         log.warning("its last image did not come back from its sleep: this one holds everything")
-        return ()
+        return vllm.Nap()
     nap = vllm.nap(activation.port, activation.image_sleep)
     if activation.image_sleep is not Sleep.OFF and not nap.out:
         log.warning("vLLM's sleep mode is off: the image will hold its KV cache and weights")
@@ -211,7 +218,7 @@ def _let_go(activation: Activation, before: Checkpoint | None) -> tuple[str, ...
         vllm.let_go(activation.port, nap)
     except WrongAnswer as error:
         raise SleptBadly(f"the engine does not let go: {error}") from None
-    return nap.back
+    return nap
 
 
 def _sync(directory: Path) -> None:

@@ -8,11 +8,12 @@ nothing that holds the GPU, a port or half a container is left, whoever died and
 import logging
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
-from ..config import ModelConfig, Snapshot
+from ..config import ModelConfig, Snapshot, Tier
 from ..events import Event, about
-from . import canary, cgroup, freezer, imaging, parking, place, vllm
+from . import canary, cgroup, freezer, identity, imaging, parking, place, tuning, vllm
 from .activation import (
     RELEASED,
     Activation,
@@ -34,6 +35,7 @@ from .container import Container, Facts
 from .imaging import Written
 from .keeping import Limits, Room
 from .moves import Direction, Stopwatch
+from .process import CommandFailed
 from .starting import Running, Start, void_checkpoint
 
 log = logging.getLogger("llmux-model")
@@ -69,6 +71,8 @@ class Lifecycle(Attending):
         return running.conmon_pid
 
     def _activation(self, running: Running, seconds: float) -> Activation:
+        here = self._identity(running)
+        tuned = None if here is None else self._tuning(here)
         return Activation(
             model=self._model.name,
             port=running.port,
@@ -85,9 +89,31 @@ class Lifecycle(Attending):
             canary_prompt=self._model.canary_prompt,
             question=canary.question_of(self._model),
             devices=self._model.device_names,
-            image_sleep=vllm.for_image(self._model),
-            park_sleep=vllm.for_park(self._model),
+            image_sleep=tuning.usual(self._model, Tier.CHECKPOINT, tuned).sleep,
+            park_sleep=tuning.usual(self._model, Tier.PARK, tuned).sleep,
+            identity=here,
         )
+
+    def _tuning(self, here: identity.Identity) -> tuning.Tuning | None:
+        """What was measured of it, where that holds."""
+        found = tuning.Tuning.load(self._model.name)
+        why_not = found.why_not(here) if found is not None else ""
+        if why_not:
+            log.info("what was measured of its letting go is not used: %s", why_not)
+        return None if why_not else found
+
+    def _identity(self, running: Running) -> identity.Identity | None:
+        """That of an image that would be taken of it, where it matters what that holds."""
+        if not vllm.lets_go(self._model):
+            return None
+        if running.identity is not None:
+            return running.identity
+        try:
+            image = self._container.image_id()
+        except CommandFailed as error:
+            log.warning("which container image it has is not known: %s", error)
+            return None
+        return identity.here(self._model.definition, image, self._model.device_names)
 
     def stop(self) -> None:
         """By default with a checkpoint."""
@@ -115,9 +141,12 @@ class Lifecycle(Attending):
         self, facts: Facts, activation: Activation, order: LeaveOrder, watch: Stopwatch
     ) -> bool:
         """End the model with an image of it on disk; False where there is none, and it runs."""
+        trial = order.sleep is not None
+        if order.sleep is not None:
+            activation = replace(activation, image_sleep=order.sleep)
         with watch.part("look"):
             pristine = activation.snapshot is Snapshot.PRISTINE
-            whole = pristine and imaging.is_whole(facts, activation)
+            whole = pristine and not trial and imaging.is_whole(facts, activation)
         if whole:
             self.tell("ending the server; its checkpoint is kept")
             watch.way = "kill"
@@ -133,7 +162,7 @@ class Lifecycle(Attending):
             return False
         directory = facts.checkpoint_directory
         room = Room(self._model.name, directory, self._limits(), order.wanted)
-        written = imaging.write(self._container, facts, activation, watch, self.tell, room)
+        written = imaging.write(self._container, facts, activation, watch, self.tell, room, trial)
         if written is Written.OLD:
             log.warning("ending the server; the checkpoint before this one is kept")
             watch.way = "kill"

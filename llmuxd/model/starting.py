@@ -13,6 +13,7 @@ from . import canary, cgroup, engine, identity, imaging, place, port, vllm
 from .activation import Way
 from .checkpoint import Checkpoint
 from .container import Container
+from .identity import Identity
 from .meanwhile import Asked
 from .moves import Stopwatch
 from .process import CommandFailed
@@ -40,13 +41,14 @@ class CannotRestore(Exception):
 class Running:
     """A healthy server: its port on 127.0.0.1, the process that watches it, its cgroup.
 
-    `why_cold`: why it was not restored; empty where it was.
+    `why_cold`: why it was not restored; empty where it was, and `identity` is its image's then.
     """
 
     port: int
     conmon_pid: int
     payload: str
     why_cold: str = ""
+    identity: Identity | None = None
 
 
 class Start:
@@ -110,19 +112,20 @@ class Start:
                 vllm.take_up(record.port, record.back)
         except WrongAnswer as error:
             # Somebody else may fill the GPU just now. Twice in a row it is the sleep's fault.
-            record = replace(record, slept_badly=record.overslept, overslept=True)
+            if not record.trial:
+                record = replace(record, slept_badly=record.overslept, overslept=True)
             raise self._not_restored(record, str(error)) from None
         try:
             with self._watch.part("canary"):
                 self._check_canary(record)
         except WrongAnswer as error:
             # Perhaps it would have, had it not slept.
-            record = replace(record, slept_badly=bool(record.back))
+            record = replace(record, slept_badly=bool(record.back) and not record.trial)
             raise self._not_restored(record, str(error)) from None
         _check_image(record, image)
         if record.overslept:
             replace(record, overslept=False).save()
-        return running
+        return replace(running, identity=record.identity)
 
     def _usable(self) -> Checkpoint:
         """The record of an image that can be restored here and now; CannotRestore without one.

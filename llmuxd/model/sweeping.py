@@ -2,8 +2,8 @@
 """Removes images that nothing will restore: of models that left llmux.yaml, or were redefined.
 
 An image is as large as a server's memory, and the unit of such a model is never started again. So
-any model's helper does it, once its own start is over and nobody waits for it. Networks without a
-container, which a power cut leaves, go too.
+any model's helper does it, once its own start is over and nobody waits for it. What was measured of
+a model that left goes too, and networks without a container, which a power cut leaves.
 
 One that an llmuxd of another container form took stays until its model starts, which takes its
 container away, or its room is wanted (keeping.py): with an upgrade all of them would go at once,
@@ -13,7 +13,7 @@ and whoever goes back to the release before has them still.
 import logging
 
 from ..config import ModelConfig
-from . import identity
+from . import identity, tuning
 from .activation import Busy
 from .checkpoint import Checkpoint, recorded
 from .container import network_owners
@@ -31,6 +31,9 @@ def sweep(models: dict[str, ModelConfig]) -> None:
         except (Busy, InUse, CommandFailed, OSError) as error:
             # The next one's start tries again.
             log.info("the image of %s stays for now: %s", name, error)
+    for name in tuning.recorded():
+        if name not in models:
+            tuning.Tuning.forget(name)
 
 
 def _sweep(name: str, model: ModelConfig | None) -> None:

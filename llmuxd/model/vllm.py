@@ -12,7 +12,7 @@ import http
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..config import Engine, ModelConfig, Sleep, Snapshot
+from ..config import Engine, ModelConfig, Sleep, Snapshot, Tier
 from .server import WrongAnswer, ask
 
 # Level 2 reads all weights again on its way back: 80 GB from a disk of 0.4 GB/s.
@@ -58,26 +58,33 @@ _KV_BY_EXTENSION = Nap(
 )
 
 
-def for_image(model: ModelConfig) -> Sleep:
-    """What the model is to let go of before its image is written.
+def lets_go(model: ModelConfig) -> bool:
+    """Whether its engine may have something to let go of: without a GPU all is host memory."""
+    return model.engine is Engine.VLLM and bool(model.device_names)
 
-    By default level 2 (an H100 and a 3B model: 3.2 GiB instead of 26.7, back in 4.2 s instead of
-    19.7); a live image keeps the caches.
+
+def default(model: ModelConfig, tier: Tier) -> Sleep:
+    """What a model that lets go is to let go of where nobody says and it was not measured.
+
+    Before an image is written level 2 (an H100 and a 3B model: 3.2 GiB instead of 26.7, back in
+    4.2 s instead of 19.7); a live image keeps the caches. Before a park level 1, which comes back
+    soonest (1.3 s).
     """
-    default = Sleep.LEVEL_2 if model.snapshot is Snapshot.PRISTINE else Sleep.OFF
-    return _resolve(model, model.image_sleep, default)
+    if tier is Tier.PARK:
+        return Sleep.LEVEL_1
+    return Sleep.LEVEL_2 if model.snapshot is Snapshot.PRISTINE else Sleep.OFF
 
 
-def for_park(model: ModelConfig) -> Sleep:
-    """The same before it is parked: by default level 1, which comes back soonest (1.3 s)."""
-    return _resolve(model, model.park_sleep, Sleep.LEVEL_1)
+def offers(port: int, *, extension: bool) -> tuple[Sleep, ...]:
+    """What the server on `port` can let go of; nothing where its sleep mode is off.
 
-
-def _resolve(model: ModelConfig, wish: Sleep, default: Sleep) -> Sleep:
-    # Without a GPU all of it is host memory anyhow.
-    if model.engine is not Engine.VLLM or not model.device_names:
-        return Sleep.OFF
-    return default if wish is Sleep.AUTO else wish
+    `extension`: its container has ours. Level 1 is last: the pinned memory that it takes is not
+    given back, and would weigh on whatever is measured after it.
+    """
+    if not _can_sleep(port):
+        return ()
+    kv = (Sleep.KV,) if extension or _releases(port) else ()
+    return Sleep.LEVEL_2, *kv, Sleep.OFF, Sleep.LEVEL_1
 
 
 def nap(port: int, how: Sleep) -> Nap:
@@ -85,9 +92,7 @@ def nap(port: int, how: Sleep) -> Nap:
     if how is Sleep.OFF or not _can_sleep(port):
         return Nap()
     if how is Sleep.KV:
-        # One that has the route refuses the GET by its method.
-        status, _ = ask(port, "GET", _RELEASE)
-        return _KV_BY_EXTENSION if status == http.HTTPStatus.NOT_FOUND else _KV_BY_ROUTE
+        return _KV_BY_ROUTE if _releases(port) else _KV_BY_EXTENSION
     return _LEVEL_1 if how is Sleep.LEVEL_1 else _LEVEL_2
 
 
@@ -111,6 +116,12 @@ def take_up(port: int, back: tuple[str, ...]) -> None:
 def _can_sleep(port: int) -> bool:
     status, answer = ask(port, "GET", "/is_sleeping")
     return status == http.HTTPStatus.OK and "is_sleeping" in answer
+
+
+def _releases(port: int) -> bool:
+    """Whether it can drop its KV cache by itself: it refuses the GET by its method then."""
+    status, _ = ask(port, "GET", _RELEASE)
+    return status != http.HTTPStatus.NOT_FOUND
 
 
 def _post_all(port: int, steps: tuple[str, ...]) -> None:

@@ -1,22 +1,29 @@
 # SPDX-License-Identifier: MIT
 import errno
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from llmuxd import files
+from llmuxd.config import Sleep
 from llmuxd.model import activation
 from llmuxd.model.activation import (
     Activation,
     Leave,
+    LeaveOrder,
+    ParkOrder,
     Way,
     is_moved,
     note_place,
     noted_place,
     one_at_a_time,
     order_leave,
+    order_park,
     take_leave_order,
+    take_park_order,
 )
+from llmuxd.model.identity import Identity
 
 RUN = Activation(
     model="a/b",
@@ -106,6 +113,22 @@ def test_the_last_order_counts() -> None:
     order_leave("a/b", Leave.STOP)
     order_leave("a/b", Leave.CHECKPOINT)
     assert take_leave_order("a/b").leave is Leave.CHECKPOINT
+
+
+def test_an_order_may_say_what_to_let_go_of() -> None:
+    order_leave("a/b", Leave.CHECKPOINT, ["c"], Sleep.KV)
+    assert take_leave_order("a/b") == LeaveOrder(Leave.CHECKPOINT, ("c",), Sleep.KV)
+    order_park("a/b", Sleep.LEVEL_2)
+    assert take_park_order("a/b") == ParkOrder(Sleep.LEVEL_2)
+    order_park("a/b")
+    assert take_park_order("a/b") == ParkOrder(None)
+    assert take_park_order("a/b") is None
+
+
+def test_a_run_knows_what_it_is_on() -> None:
+    run = replace(RUN, identity=Identity("d1", "i", "m", "k", "c", gpus="H100"))
+    run.save()
+    assert Activation.load("a/b") == run
 
 
 def test_files_of_a_model_do_not_meet() -> None:

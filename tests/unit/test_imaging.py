@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from llmuxd.config import ModelConfig
-from llmuxd.model import canary, cgroup, checkpoint, identity, imaging, keeping
+from llmuxd.config import ModelConfig, Sleep
+from llmuxd.model import canary, cgroup, checkpoint, identity, imaging, keeping, vllm
 from llmuxd.model.activation import RELEASED, Activation
 from llmuxd.model.checkpoint import SHM, Checkpoint
 from llmuxd.model.container import Container, Facts
@@ -56,13 +56,17 @@ NO_LIMITS = Limits()
 
 
 def dump(
-    container: FakeContainer, text: str, run: Activation = RUN, limits: Limits = NO_LIMITS
+    container: FakeContainer,
+    text: str,
+    run: Activation = RUN,
+    limits: Limits = NO_LIMITS,
+    trial: bool = False,
 ) -> Written:
     container.text = text
     container.told = []
     room = Room(run.model, container.facts.checkpoint_directory, limits)
     return imaging.write(
-        container, container.facts, run, Stopwatch("checkpoint"), container.told.append, room
+        container, container.facts, run, Stopwatch("checkpoint"), container.told.append, room, trial
     )
 
 
@@ -171,6 +175,61 @@ def test_a_crash_after_the_record_was_written_leaves_the_new_one(
     assert len(texts(container)) == 4
     imaging.settle(container.facts.checkpoint_directory, Checkpoint.load("a"))
     assert texts(container) == image("second")
+
+
+def test_what_was_taken_to_be_measured_is_taken_anew(container: FakeContainer) -> None:
+    assert dump(container, "first", trial=True) is Written.NEW
+    record = Checkpoint.load("a")
+    assert record is not None and record.valid and record.trial
+    assert not imaging.is_whole(container.facts, RUN)
+    assert dump(container, "second") is Written.NEW
+    assert imaging.is_whole(container.facts, RUN)
+
+
+def test_a_measurement_lets_go_of_what_it_is_to_and_the_record_says_of_what(
+    container: FakeContainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of what the image before did not come back from."""
+    asked: list[Sleep] = []
+
+    def nap(port: int, how: Sleep) -> vllm.Nap:
+        asked.append(how)
+        return vllm.Nap((), ("/wake_up",)) if how is Sleep.OFF else vllm.Nap(("x",), ("/wake_up",))
+
+    monkeypatch.setattr(vllm, "nap", nap)
+    monkeypatch.setattr(vllm, "let_go", lambda port, nap: None)
+    run = replace(RUN, image_sleep=Sleep.LEVEL_1)
+    dump(container, "first", run)
+    first = Checkpoint.load("a")
+    assert first is not None and first.sleep is Sleep.LEVEL_1 and first.back == ("/wake_up",)
+    replace(first, slept_badly=True).invalidate("its canary says no")
+    dump(container, "second", replace(run, image_sleep=Sleep.LEVEL_2), trial=True)
+    second = Checkpoint.load("a")
+    assert second is not None and second.sleep is Sleep.LEVEL_2 and not second.slept_badly
+    assert asked == [Sleep.LEVEL_1, Sleep.LEVEL_2]
+    replace(second, slept_badly=True).save()
+    dump(container, "third", run)
+    third = Checkpoint.load("a")
+    assert third is not None and third.sleep is Sleep.OFF and third.back == ()
+    assert asked == [Sleep.LEVEL_1, Sleep.LEVEL_2]
+
+
+def test_a_measurement_that_fails_says_why_and_nothing_else(
+    container: FakeContainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The image before is no measurement of it, and the next one may sleep all the same."""
+
+    def refuse(port: int, nap: vllm.Nap) -> None:
+        raise WrongAnswer("it refuses /sleep?level=2 with status 500")
+
+    dump(container, "first")
+    monkeypatch.setattr(vllm, "nap", lambda port, how: vllm.Nap(("/sleep?level=2",), ()))
+    monkeypatch.setattr(vllm, "let_go", refuse)
+    run = replace(RUN, image_sleep=Sleep.LEVEL_2)
+    assert dump(container, "second", run, trial=True) is Written.NOTHING
+    record = Checkpoint.load("a")
+    assert record is not None and "refuses /sleep?level=2" in record.invalid
+    assert not record.slept_badly
 
 
 @pytest.fixture

@@ -36,7 +36,7 @@ class Reloads(Units):
         self.parks: list[bool] = []
 
     async def reload(self, name: str) -> str:
-        self.parks.append(take_park_order(name))
+        self.parks.append(take_park_order(name) is not None)
         return "done"
 
 

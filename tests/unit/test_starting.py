@@ -127,6 +127,22 @@ def test_one_that_does_not_wake_is_to_sleep_no_more_the_second_time(
 
 
 @pytest.mark.usefixtures("checkpointed")
+def test_a_measurement_that_does_not_wake_says_nothing_of_other_ways(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _sleeping(overslept=True)
+    record = Checkpoint.load(MODEL.name)
+    assert record is not None
+    replace(record, trial=True, overslept=False).save()
+    _take_up(monkeypatch, WrongAnswer("it refuses /wake_up with status 500"))
+    with pytest.raises(CannotRestore, match="it refuses /wake_up"):
+        _restore(Podman("i1"))
+    record = Checkpoint.load(MODEL.name)
+    assert record is not None and record.invalid
+    assert not record.overslept and not record.slept_badly
+
+
+@pytest.mark.usefixtures("checkpointed")
 def test_one_that_wakes_is_trusted_again(monkeypatch: pytest.MonkeyPatch) -> None:
     _sleeping(overslept=True)
     _take_up(monkeypatch, None)

@@ -23,6 +23,7 @@ from llmuxd.model.bystander import Bystander
 from llmuxd.model.checkpoint import Checkpoint
 from llmuxd.model.identity import Identity
 from llmuxd.model.lifecycle import Lifecycle
+from llmuxd.model.tuning import Tuning
 from llmuxd.switcher.costbook import CostBook
 
 FORMS = Path(__file__).with_name("forms")
@@ -60,6 +61,8 @@ def test_the_copy_of_this_form_has_all_that_is_written_now() -> None:
     for record in records(root):
         assert record.keys() == {field.name for field in fields(Checkpoint)}
         assert record["identity"].keys() == {field.name for field in fields(Identity)}
+    (path,) = (root / "tunings").iterdir()
+    assert json.loads(path.read_text()).keys() == {field.name for field in fields(Tuning)}
     costs = json.loads((root / "costs.json").read_text())
     assert costs.keys() == {"version", "models", "vram"}
     assert {cost for model in costs["models"].values() for cost in model} <= {*Cost}
@@ -85,6 +88,11 @@ def test_nothing_of_this_form_is_lost_when_it_is_read_and_written() -> None:
         assert loaded is not None
         loaded.save()
     assert records(root) == before
+    (path,) = (root / "tunings").iterdir()
+    text, tuned = path.read_text(), Tuning.load(OPT)
+    assert tuned is not None and tuned.chosen and all(each.rounds for each in tuned.figures)
+    tuned.save()
+    assert path.read_text() == text
     gemma = Checkpoint.load(GEMMA)
     assert gemma is not None and gemma.live and gemma.place and gemma.question is not None
 

@@ -1,18 +1,15 @@
 # SPDX-License-Identifier: MIT
 import asyncio
-from dataclasses import replace
 
 import pytest
 
-from llmuxd.config import Engine, ModelConfig, Sleep, Snapshot
+from llmuxd.config import Sleep
 from llmuxd.model import vllm
 from llmuxd.model.canary import ask_canary
 from llmuxd.model.server import WrongAnswer
 
 from .engine import an_engine
 from .fake_vllm import FakeVllm
-
-MODEL = ModelConfig("a", "i")
 
 
 async def nap(port: int, how: Sleep) -> vllm.Nap:
@@ -97,16 +94,23 @@ async def test_one_that_does_not_wake_up_is_told(step: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "image", "park"),
+    ("releases", "extension", "offered"),
     [
-        (MODEL, Sleep.LEVEL_2, Sleep.LEVEL_1),
-        (replace(MODEL, snapshot=Snapshot.LIVE), Sleep.OFF, Sleep.LEVEL_1),
-        (replace(MODEL, image_sleep=Sleep.KV, park_sleep=Sleep.OFF), Sleep.KV, Sleep.OFF),
-        (replace(MODEL, devices=(), image_sleep=Sleep.LEVEL_1), Sleep.OFF, Sleep.OFF),
-        (replace(MODEL, engine=Engine.LLAMA_SERVER), Sleep.OFF, Sleep.OFF),
+        (False, False, "2 off 1"),
+        (True, False, "2 kv off 1"),
+        (False, True, "2 kv off 1"),
     ],
 )
-def test_the_defaults_follow_the_measurements(
-    model: ModelConfig, image: Sleep, park: Sleep
+async def test_it_offers_what_it_can_do_the_one_that_pins_memory_last(
+    releases: bool, extension: bool, offered: str
 ) -> None:
-    assert (vllm.for_image(model), vllm.for_park(model)) == (image, park)
+    async with an_engine() as server:
+        FakeVllm(server, releases=releases)
+        found = await asyncio.to_thread(vllm.offers, server.port, extension=extension)
+        assert " ".join(found) == offered
+
+
+async def test_without_sleep_mode_it_offers_nothing() -> None:
+    async with an_engine() as server:
+        FakeVllm(server, sleeps=False, releases=True)
+        assert await asyncio.to_thread(vllm.offers, server.port, extension=True) == ()
