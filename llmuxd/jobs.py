@@ -26,6 +26,7 @@ class Kind(StrEnum):
     CHECKPOINT = "checkpoint"
     PARK = "park"
     WARMUP = "warmup"
+    TUNE = "tune"
     STOP = "stop"
 
 
@@ -41,7 +42,8 @@ class Job:
     """One piece of work. `started` is Unix time; `error` is set where it failed.
 
     `expected`: the seconds that it takes as a rule; 0 where that is not known. `progress`: how
-    much of them is over, in percent, never 100 before the end.
+    much of them is over, in percent, never 100 before the end. `step`: which of several it is at,
+    told before each phase; empty where there is but one.
     """
 
     def __init__(self, number: int, kind: Kind, model: str, expected: float):
@@ -51,6 +53,7 @@ class Job:
         self.expected = expected
         self.started = time.time()
         self.phase = "waiting"
+        self.step = ""
         self.progress = 0
         self.error: LlmuxError | None = None
         self.result: Result | None = None

@@ -65,12 +65,12 @@ class Coming:
             raise
         model.failures, model.may_start_at, model.last_error = 0, 0.0, ""
         model.stuck = 0
-        if resumed:
-            self._book.learn(model.name, Cost.RESUME, now() - begin)
-        elif model.activation is not None:
-            way = Cost(model.activation.way)
-            if (wanted, way) == (Cost.RESTORE, Cost.COLD):
-                model.failed_moves[wanted] += 1
+        if model.activation is None:
+            return
+        way = Cost.RESUME if resumed else Cost(model.activation.way)
+        if (wanted, way) == (Cost.RESTORE, Cost.COLD):
+            model.failed_moves[wanted] += 1
+        if not model.tried:
             self._book.learn(model.name, way, now() - begin)
 
     def _way(self, model: Model, up: bool) -> Cost:
@@ -115,14 +115,14 @@ class Coming:
         """Bring one back that is parked; what does not come back is ended."""
         if not await asyncio.to_thread(has_parked, model.name):
             return
-        await helper.wake(self._units, model.name)
+        why = await helper.wake(self._units, model.name) or "it does not say why"
         if await asyncio.to_thread(has_parked, model.name):
             await asyncio.to_thread(order_leave, model.name, Leave.STOP)
             await self._units.stop(model.name)
             await self._fleet.look(model)
             raise ModelFailed(
-                f"{model.name!r} did not come back from memory and was stopped",
-                f"'llmuxctl logs {model.name}' shows why",
+                f"{model.name!r} did not come back from memory and was stopped: {why}",
+                f"'llmuxctl logs {model.name}' shows more",
             )
 
     def _start_error(self, model: Model) -> ModelFailed:
@@ -138,7 +138,7 @@ class Coming:
         model.failures += 1
         model.failed_starts += 1
         model.failed_moves[wanted] += 1
-        model.failed_at = now()
+        model.failed_at, model.failed_why = now(), error.message
         model.may_start_at = now() + pause
         model.last_error = error.message
         if model.failures > 1:

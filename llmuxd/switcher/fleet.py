@@ -18,6 +18,7 @@ from ..model.activation import (
 )
 from ..model.checkpoint import Checkpoint
 from ..model.moves import Direction, Move
+from ..model.tuning import Tuning, why_nothing_open
 from ..policy import Stage
 from ..state import State, UnitStatus, derive
 from ..units import Units
@@ -90,10 +91,28 @@ class Fleet:
         redefined = model.checkpoint.identity.redefined(model.config.definition)
         return model.checkpoint.invalid or redefined or ""
 
+    def why_no_tuning(self, model: Model) -> str:
+        """Why nothing that was measured says what it lets go of; empty where something does.
+
+        What it runs on is known of one that runs, and of one that has a checkpoint.
+        """
+        nothing, tuning = why_nothing_open(model.config), model.tuning
+        if nothing or tuning is None:
+            return nothing or "it was not tuned"
+        redefined = tuning.identity.redefined(model.config.definition)
+        if redefined:
+            return redefined
+        here = tuning.identity
+        if model.activation is not None and model.activation.identity is not None:
+            here = model.activation.identity
+        elif model.checkpoint is not None and not model.checkpoint.invalid:
+            here = model.checkpoint.identity
+        return tuning.why_not(here) or tuning.nothing
+
     async def look(self, model: Model) -> None:
-        """Read what the unit's helper left on disk: where the server is, and the checkpoint."""
+        """Read what is on disk: where the server is, the checkpoint, and what was measured."""
         activation = await asyncio.to_thread(Activation.load, model.name)
-        checkpoint = await asyncio.to_thread(_load_checkpoint, model.name)
+        checkpoint, model.tuning = await asyncio.to_thread(_load_records, model.name)
         parked = await asyncio.to_thread(is_parked, model.name)
         halfway = not parked and await asyncio.to_thread(has_parked, model.name)
         held = await asyncio.to_thread(parked_memory, model.name)
@@ -185,6 +204,10 @@ class Fleet:
             model.activation = None
             self._tasks.spawn(self.retire_backend(model))
         self.changed(model)
+
+
+def _load_records(name: str) -> tuple[Checkpoint | None, Tuning | None]:
+    return _load_checkpoint(name), Tuning.load(name)
 
 
 def _load_checkpoint(name: str) -> Checkpoint | None:

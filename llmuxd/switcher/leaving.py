@@ -4,10 +4,11 @@
 import asyncio
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from .. import helper, memory, readahead
-from ..config import Snapshot, Tier
+from ..config import Sleep, Snapshot, Tier
 from ..costs import Cost
 from ..errors import LlmuxError, UnitRefused
 from ..events import Event, about
@@ -23,6 +24,17 @@ from .succession import Succession
 from .tasks import Tasks
 
 log = logging.getLogger(__name__)
+
+
+@dataclass
+class Trial:
+    """A leaving that is measured: what the model is to let go of, and what it took then.
+
+    `seconds` is None as long as it did not leave by this.
+    """
+
+    sleep: Sleep
+    seconds: float | None = None
 
 
 class Leaving:
@@ -87,6 +99,8 @@ class Leaving:
         run = model.activation
         killed = run is not None and run.snapshot is Snapshot.PRISTINE
         killed = killed and not self._fleet.why_no_checkpoint(model)
+        # What was taken to be measured is not what is kept.
+        killed = killed and model.checkpoint is not None and not model.checkpoint.trial
         if killed or run is None or not run.devices:
             # Any other is on its GPU again for the dump.
             model.held_gpus = ()
@@ -96,7 +110,7 @@ class Leaving:
             if not self._units.status(model.name).down:
                 await self._fleet.look(model)
 
-    async def end(self, model: Model, leave: Leave) -> None:
+    async def end(self, model: Model, leave: Leave, trial: Trial | None = None) -> None:
         """Stop the unit."""
         await self._drain(model)
         begin = now()
@@ -105,10 +119,12 @@ class Leaving:
             # Its server died while it drained.
             await self._fleet.look(model)
             return
+        # A measurement costs no other model its image.
+        wanted = [m.name for m in self._fleet.models.values() if m.waiters or trial is not None]
+        sleep = trial.sleep if trial is not None else None
         try:
             await self._thaw(model)
-            wanted = [each.name for each in self._fleet.models.values() if each.waiters]
-            await asyncio.to_thread(order_leave, model.name, leave, wanted)
+            await asyncio.to_thread(order_leave, model.name, leave, wanted, sleep)
             await self._units.stop(model.name)
         except (LlmuxError, OSError) as error:
             self._stays(model)
@@ -126,14 +142,14 @@ class Leaving:
         if kept and self._fleet.why_no_checkpoint(model):
             # Its helper ended it without one, and says why.
             model.failed_moves[Cost.OUT] += 1
-        self._book.learn(model.name, Cost.OUT, now() - begin)
+        self._took(model, Cost.OUT, now() - begin, trial)
 
     def _stays(self, model: Model) -> None:
         model.may_leave_at = now() + pauses.LEAVE_AGAIN
         model.failed_moves[Cost.OUT] += 1
         model.stuck += 1
 
-    async def park(self, model: Model) -> None:
+    async def park(self, model: Model, trial: Trial | None = None) -> None:
         """Have the unit's own helper take it off its GPU and freeze its container.
 
         Not systemd's FreezeUnit: a frozen unit whose main process dies (the OOM killer's choice,
@@ -146,17 +162,23 @@ class Leaving:
         await self._turn_away(model)
         await self._thaw(model)
         try:
-            await helper.park(self._units, model.name)
+            why = await helper.park(self._units, model.name, trial.sleep if trial else None)
             await self._fleet.look(model)
             if not model.parked:
                 raise UnitRefused(
-                    f"{model.name!r} could not be parked",
-                    f"'llmuxctl logs {model.name}' shows why",
+                    f"{model.name!r} could not be parked: {why or 'it does not say why'}",
+                    f"'llmuxctl logs {model.name}' shows more",
                 )
         except LlmuxError:
             model.failed_moves[Cost.PARK] += 1
             raise
-        self._book.learn(model.name, Cost.PARK, now() - begin)
+        self._took(model, Cost.PARK, now() - begin, trial)
+
+    def _took(self, model: Model, cost: Cost, seconds: float, trial: Trial | None) -> None:
+        if trial is not None:
+            trial.seconds = seconds
+        else:
+            self._book.learn(model.name, cost, seconds)
 
     async def _see_in(self, model: Model, newcomers: Sequence[Model]) -> bool:
         """Wait for those who come in beside the model; whether they, or others, need its place."""

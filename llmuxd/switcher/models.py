@@ -14,6 +14,7 @@ from ..errors import LlmuxError
 from ..model.activation import Activation
 from ..model.checkpoint import Checkpoint
 from ..model.moves import Move
+from ..model.tuning import Tuning
 from ..policy import Stage
 
 
@@ -67,6 +68,9 @@ class Model:
     commanded: bool = False  # an operator's leaving: not called back by the policy
     backend: Backend | None = None
     checkpoint: Checkpoint | None = None
+    tuning: Tuning | None = None
+    tried: bool = False  # in ways that are measured; what they take is not what it takes as a rule
+    kept: bool = False  # whoever has it come is about to move it, and policy is not to before
     activation: Activation | None = None
     came: Move | None = None  # its last way in, also once it is out again
     parked: bool = False
@@ -75,6 +79,7 @@ class Model:
     failed_starts: int = 0  # of all times
     failed_moves: Counter[Cost] = field(default_factory=Counter)  # by the way that was wanted
     failed_at: float = 0.0
+    failed_why: str = ""  # that last one
     stuck: int = 0  # leavings that failed, since the last one that did not
     deaths: int = 0  # of its server, by itself
     in_since: float = 0.0

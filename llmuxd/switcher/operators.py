@@ -2,7 +2,7 @@
 """What people ask for: jobs that go beside the policy, and by the same moves."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from ..config import Tier
 from ..costs import Cost
@@ -19,6 +19,7 @@ from .leaving import Leaving
 from .models import Model, Wish
 from .tasks import Tasks
 from .transitions import Transitions
+from .tuning import Tuner, refuse_if_vain
 
 
 class Operators:
@@ -110,14 +111,42 @@ class Operators:
         self._forgive(model)
 
         async def work(job: Job) -> None:
-            if self._fleet.state(model) is State.CHECKPOINTED:
-                return
-            if self._fleet.stage(model) is Stage.IN:
-                await self._write(model)
-            else:
-                await self._bring_in(model, Wish.OPERATOR, write=True)
+            await self._warm_up(model)
 
         return self.jobs.add(Kind.WARMUP, model.name, work, self._warming(model))
+
+    def tune(self, name: str) -> Job:
+        """Measure what the model best lets go of before it leaves, then warm it up by that."""
+        model = self._fleet.resolve(name)
+        refuse_if_vain(model.config)
+        if model.tried or any(
+            j.kind is Kind.TUNE and j.model == model.name for j in self.jobs.all()
+        ):
+            raise LlmuxError(f"{model.name!r} is being tuned already", "see 'llmuxctl jobs'")
+        self._forgive(model)
+
+        async def work(job: Job) -> None:
+            tuner = Tuner(
+                self._fleet, self._admission, self._transitions, self._leaving, self._book, model,
+                lambda step: self._take_step(job, step),
+            )  # fmt: skip
+            await self._see_through(model, tuner.run, tuner.give_up)
+            self._take_step(job, tuner.nothing or "warming up")
+            await self._warm_up(model)
+
+        return self.jobs.add(Kind.TUNE, model.name, work)
+
+    def _take_step(self, job: Job, step: str) -> None:
+        job.step = step
+        self.jobs.set_phase(job, step)
+
+    async def _warm_up(self, model: Model) -> None:
+        if self._fleet.state(model) is State.CHECKPOINTED and not _is_trial(model):
+            return
+        if self._fleet.stage(model) is Stage.IN:
+            await self._write(model)
+        else:
+            await self._bring_in(model, Wish.OPERATOR, write=True)
 
     async def _bring_in(self, model: Model, wish: Wish, write: bool = False) -> None:
         """Have it serve, then perhaps write it to disk.
@@ -129,12 +158,25 @@ class Operators:
             return
         serves = asyncio.Event()
 
-        async def steps() -> LlmuxError | None:
+        async def steps() -> None:
+            await self._admission.enter(model, wish)
+            serves.set()
+            if write:
+                await self._write(model)
+
+        await self._see_through(model, steps, serves.is_set)
+
+    async def _see_through(
+        self, model: Model, steps: Callable[[], Awaitable[None]], goes_on: Callable[[], bool]
+    ) -> None:
+        """Take steps in which the model comes, perhaps.
+
+        Cancelled they go on while it comes, or another one leaves for it, or where `goes_on`.
+        """
+
+        async def work() -> LlmuxError | None:
             try:
-                await self._admission.enter(model, wish)
-                serves.set()
-                if write:
-                    await self._write(model)
+                await steps()
             except LlmuxError as error:
                 return error
             except asyncio.CancelledError:
@@ -142,12 +184,12 @@ class Operators:
                 raise
             return None
 
-        task = asyncio.create_task(steps())
+        task = asyncio.create_task(work())
         self._tasks.own(task)
         try:
             error = await asyncio.shield(task)
         except asyncio.CancelledError:
-            if not (serves.is_set() or self._following.adopt(model, task)):
+            if not (goes_on() or self._following.adopt(model, task)):
                 task.cancel()
             raise
         if error is not None:
@@ -223,7 +265,7 @@ class Operators:
         if jobs and model is not None:
             text = _phase(model.moving, self._fleet.units.status(name))
             for job in jobs if text else ():
-                self.jobs.set_phase(job, text)
+                self.jobs.set_phase(job, f"{job.step}: {text}" if job.step else text)
 
 
 def _phase(moving: Stage | None, unit: UnitStatus) -> str:
@@ -232,6 +274,10 @@ def _phase(moving: Stage | None, unit: UnitStatus) -> str:
         return "draining"
     stale = moving is Stage.LEAVING and unit.text.startswith("serving")
     return "" if moving is None or unit.down or stale else unit.text
+
+
+def _is_trial(model: Model) -> bool:
+    return model.checkpoint is not None and model.checkpoint.trial
 
 
 def _require_checkpoint(model: Model) -> None:

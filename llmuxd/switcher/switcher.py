@@ -7,12 +7,13 @@ import logging
 from collections.abc import Callable, Mapping
 
 from ..backend import Backend
-from ..config import Config, ModelConfig
+from ..config import Config, ModelConfig, Tier
 from ..costs import Cost
 from ..errors import LlmuxError, Stopping
 from ..events import Event, about
 from ..jobs import Job, Jobs
 from ..model.activation import Leave, forget_leave, take_park_order
+from ..model.tuning import LettingGo, usual
 from ..policy import Gpu
 from ..state import State
 from ..units import Units
@@ -192,6 +193,20 @@ class Switcher:
     def warmup(self, name: str) -> Job:
         """Have a checkpoint of the model on disk."""
         return self._operators.warmup(name)
+
+    def tune(self, name: str) -> Job:
+        """The same, after what it best lets go of before it leaves was measured."""
+        return self._operators.tune(name)
+
+    def letting_go(self, name: str) -> dict[Tier, LettingGo]:
+        """What the model lets go of before it leaves to each tier, and who says so."""
+        model = self._fleet.get(name)
+        tuned = None if self._fleet.why_no_tuning(model) else model.tuning
+        return {tier: usual(model.config, tier, tuned) for tier in Tier}
+
+    def why_no_tuning(self, name: str) -> str:
+        """Why nothing that was measured says so; empty where something does."""
+        return self._fleet.why_no_tuning(self._fleet.get(name))
 
     def reload(self, config: Config) -> None:
         """Take a new configuration; a model that is gone from it drains and leaves."""

@@ -34,7 +34,7 @@ def view(fleet: Fleet, book: CostBook, model: Model) -> ModelView:
         stage=stage,
         waiting_since=since,
         may_start_at=model.may_start_at,
-        may_leave_at=model.may_leave_at,
+        may_leave_at=inf if model.kept else model.may_leave_at,
         vram=config.vram,
         need=_need(fleet, book, model, stage),
         pin=model.pin,

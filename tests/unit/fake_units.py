@@ -9,7 +9,7 @@ from pathlib import Path
 from dbus_next.aio import MessageBus
 
 from llmuxd import files, names
-from llmuxd.config import Config, ModelConfig
+from llmuxd.config import Config, ModelConfig, Sleep
 from llmuxd.model.activation import (
     Activation,
     Leave,
@@ -81,6 +81,11 @@ class FakeUnits(Units):
         self.ports: dict[str, int] = {}
         self.takes: dict[str, float] = {}  # seconds, of verb and model
         self.pace = 0.0  # of all others
+        # Of the ways that are measured, "park 1" or "checkpoint 2": seconds to come back, and those
+        # from which it comes back as another.
+        self.backs: dict[str, float] = {}
+        self.broken: set[str] = set()
+        self.parked_by: dict[str, Sleep | None] = {}
         self._gates: dict[str, list[Gate]] = defaultdict(list)
         self._failing: dict[str, int] = defaultdict(int)
         self._runs = 0
@@ -142,8 +147,10 @@ class FakeUnits(Units):
         if not await self._verb("stop", name):
             self._set(name, before)
             return "failed"
-        if take_leave_order(name).leave is Leave.CHECKPOINT:
-            a_checkpoint(self.config.models[name], self.ports.get(name, 1)).save()
+        order = take_leave_order(name)
+        if order.leave is Leave.CHECKPOINT:
+            record = a_checkpoint(self.config.models[name], self.ports.get(name, 1))
+            replace(record, sleep=order.sleep, trial=order.sleep is not None).save()
         else:
             Checkpoint.forget(name)
         Activation.forget(name)
@@ -154,14 +161,17 @@ class FakeUnits(Units):
     async def reload(self, name: str) -> str:
         if not await self._verb("reload", name):
             return "failed"
-        if take_park_order(name):
+        order = take_park_order(name)
+        if order is not None:
             Parked(whole=True, held=PARKED_MEMORY).save(name)
-        else:
+            self.parked_by[name] = order.sleep
+        elif (way := f"park {self.parked_by.pop(name, None)}") not in self.broken:
             Parked.forget(name)
             run = Activation.load(name)
             assert run is not None
-            replace(run, way=Way.RESUME, seconds=0.25).save()
-            Move(Way.RESUME, 0.25, {}, 0.0).save(name, Direction.IN)
+            seconds = self.backs.get(way, 0.25)
+            replace(run, way=Way.RESUME, seconds=seconds).save()
+            Move(Way.RESUME, seconds, {}, 0.0).save(name, Direction.IN)
         return "done"
 
     async def thaw(self, name: str) -> None:
@@ -190,8 +200,15 @@ class FakeUnits(Units):
         gpus = noted_place(name) or self.gpus_of(name)
         self._runs += 1  # each run has a length of its own, as in life
         run = an_activation(name, self.ports.get(name, 1), gpus)
-        devices = model.device_names if model else ()
-        run = replace(run, seconds=run.seconds + self._runs, devices=devices)
+        run = replace(run, seconds=run.seconds + self._runs)
+        if model is not None:
+            run = replace(run, devices=model.device_names, identity=an_identity(model))
+        record = Checkpoint.load(name)
+        way = f"checkpoint {record.sleep}" if record is not None and record.trial else ""
+        if way in self.broken:
+            run = replace(run, why_cold="the restore failed: its canary says no")
+        elif way:
+            run = replace(run, way=Way.RESTORE, seconds=self.backs.get(way, 1.0))
         run.save()
         Move(run.way, run.seconds, {}, 0.0).save(name, Direction.IN)
         self._set(name, UP)
@@ -202,5 +219,10 @@ def a_checkpoint(model: ModelConfig, port: int = 1) -> Checkpoint:
     directory = files.state_root() / "images" / names.slug(model.name)
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "inventory.img").write_text("image")
-    identity = Identity(model.definition, "i", "m", "k", "c", container_form=FORM)
+    identity = an_identity(model)
     return Checkpoint(model.name, "c0ffee", port, identity, 1.0, 2.0, 3, str(directory))
+
+
+def an_identity(model: ModelConfig) -> Identity:
+    """That of the model on this host."""
+    return Identity(model.definition, "i", "m", "k", "c", container_form=FORM)

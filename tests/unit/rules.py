@@ -24,7 +24,7 @@ EPSILON = 1e-6
 # How long a client takes to see that its connection was closed.
 BLINK = 0.25
 # The jobs that want their model to serve.
-_WISHES = (Kind.SWITCH, Kind.WARMUP, Kind.PRELOAD)
+_WISHES = (Kind.SWITCH, Kind.WARMUP, Kind.TUNE, Kind.PRELOAD)
 
 
 def clock() -> float:

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import os
 import tempfile
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,9 @@ from typing import Any
 import pytest
 from hypothesis import strategies as st
 
-from llmuxd.config import Config, ModelConfig, Tier
+from llmuxd.config import Config, ModelConfig, Sleep, Tier
 from llmuxd.errors import LlmuxError
+from llmuxd.model import canary, vllm
 from llmuxd.policy import Gpu
 from llmuxd.switcher import Switcher
 
@@ -90,26 +91,35 @@ ACTIONS = (
 )
 # Whoever does this puts models where others are, or says that they need other room.
 CROWDING = {"start by hand", "reload by hand", "change", "remove", "bring back"}
-event = st.builds(
-    Event,
-    delay=st.sampled_from([0.0, 0.0, 0.0, 0.3, 1.0, 4.0, 15.0, 60.0]),
-    what=st.sampled_from(ACTIONS),
-    model=st.sampled_from(NAMES),
-    number=st.integers(0, 5),
-    seconds=st.sampled_from([0.0, 0.5, 2.0, 10.0, 45.0]),
-)
-scenarios = st.builds(
-    lambda found, measured, pace, events: Scenario(
-        tuple(_named(name, model) for name, model in zip(NAMES, found, strict=False)),
-        measured,
-        pace,
-        tuple(events),
-    ),
-    found=st.lists(models, min_size=2, max_size=len(NAMES)),
-    measured=st.booleans(),
-    pace=st.sampled_from([0.0, 0.0, 3.0]),
-    events=st.lists(event, min_size=4, max_size=40),
-)
+
+
+def scenarios_of(actions: Sequence[str]) -> st.SearchStrategy[Scenario]:
+    """Hosts on which these happen."""
+    event = st.builds(
+        Event,
+        delay=st.sampled_from([0.0, 0.0, 0.0, 0.3, 1.0, 4.0, 15.0, 60.0]),
+        what=st.sampled_from(actions),
+        model=st.sampled_from(NAMES),
+        number=st.integers(0, 5),
+        seconds=st.sampled_from([0.0, 0.5, 2.0, 10.0, 45.0]),
+    )
+    return st.builds(
+        lambda found, measured, pace, events: Scenario(
+            tuple(_named(name, model) for name, model in zip(NAMES, found, strict=False)),
+            measured,
+            pace,
+            tuple(events),
+        ),
+        found=st.lists(models, min_size=2, max_size=len(NAMES)),
+        measured=st.booleans(),
+        pace=st.sampled_from([0.0, 0.0, 3.0]),
+        events=st.lists(event, min_size=4, max_size=40),
+    )
+
+
+scenarios = scenarios_of(ACTIONS)
+# A tune is many moves, so most of what happens does so in the middle of one.
+tunes = scenarios_of((*ACTIONS, *("tune",) * 5))
 
 
 class Drive:
@@ -280,6 +290,8 @@ def broken_rules(scenario: Scenario) -> list[str]:
         Path(directory, "run").mkdir()
         patch.setenv("STATE_DIRECTORY", f"{directory}/state")
         patch.setenv("RUNTIME_DIRECTORY", f"{directory}/run")
+        patch.setattr(vllm, "offers", lambda port, extension: (Sleep.LEVEL_2, Sleep.LEVEL_1))
+        patch.setattr(canary, "of_run", lambda run: "a word")
         # Nobody pulls the plug on a simulated disk.
         patch.setattr(os, "fsync", lambda descriptor: None)
         return runner.run(work())

@@ -19,7 +19,7 @@ from llmuxd.switcher.coming import Coming
 from llmuxd.switcher.leaving import Leaving
 from llmuxd.switcher.models import Waiter, now
 
-from .scenarios import Scenario, broken_rules, scenarios
+from .scenarios import Scenario, broken_rules, scenarios, tunes
 
 EXAMPLES = max(500, settings.default.max_examples if settings.default else 0)
 
@@ -29,6 +29,13 @@ EXAMPLES = max(500, settings.default.max_examples if settings.default else 0)
 @settings(max_examples=EXAMPLES, suppress_health_check=list(HealthCheck))
 @given(scenarios)
 def test_the_rules_hold_whatever_happens(scenario: Scenario) -> None:
+    assert broken_rules(scenario) == []
+
+
+@pytest.mark.seconds(EXAMPLES)
+@settings(max_examples=EXAMPLES // 5, suppress_health_check=list(HealthCheck))
+@given(tunes)
+def test_they_hold_while_models_are_measured(scenario: Scenario) -> None:
     assert broken_rules(scenario) == []
 
 
