@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     JobBegin = list[object]
     JobEnd = list[object]
     ModelRows = list[list[str]]
+    LettingGoRows = list[list[str]]
+    FiguresRows = list[list[object]]
     JobRows = list[list[object]]
 else:
     Bool = "b"
@@ -38,4 +40,6 @@ else:
     JobBegin = "uos"
     JobEnd = "uoss"
     ModelRows = "a(ssos)"
+    LettingGoRows = "a(sss)"
+    FiguresRows = "a(ssddtus)"
     JobRows = "a(usso)"

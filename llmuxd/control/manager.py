@@ -77,6 +77,12 @@ class ManagerInterface(ServiceInterface):
 
     @method()
     @changing(Action.MANAGE)
+    def Tune(self, model: String) -> ObjectPath:
+        """Warm `model` up by what it best lets go of, after that was measured. Returns the job."""
+        return self._switcher.tune(model).path
+
+    @method()
+    @changing(Action.MANAGE)
     def Stop(self, model: String) -> ObjectPath:
         """Drain `model` and end it without a checkpoint. Returns the job."""
         return self._switcher.stop(model).path

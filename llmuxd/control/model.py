@@ -6,7 +6,20 @@ from dataclasses import asdict
 from dbus_next.service import ServiceInterface
 
 from .. import names
-from ..dbus_types import Bool, Double, Numbers, Seconds, String, StringMap, Strings, UInt32, UInt64
+from ..dbus_types import (
+    Bool,
+    Double,
+    FiguresRows,
+    LettingGoRows,
+    Numbers,
+    Seconds,
+    String,
+    StringMap,
+    Strings,
+    UInt32,
+    UInt64,
+)
+from ..model.tuning import KEYS
 from ..switcher import Switcher
 from .edge import reading
 
@@ -114,6 +127,31 @@ class ModelInterface(ServiceInterface):
         """All that must be the same where it is restored."""
         record = self._switcher.model(self._name).checkpoint
         return asdict(record.identity) if record else {}
+
+    @reading
+    def LettingGo(self) -> LettingGoRows:
+        """The key, its value, and who says so: `config`, `tuned` or `default`."""
+        found = self._switcher.letting_go(self._name)
+        return [[KEYS[tier], each.sleep, each.why] for tier, each in found.items()]
+
+    @reading
+    def Tuning(self) -> FiguresRows:
+        """Key, value, seconds out and back, bytes, rounds; why it is out of the question."""
+        tuning = self._switcher.model(self._name).tuning
+        return [
+            [KEYS[f.tier], f.sleep, f.out, f.back, f.size, f.rounds, f.failed]
+            for f in (tuning.figures if tuning else ())
+        ]
+
+    @reading
+    def TuningTaken(self) -> Double:
+        """Unix time; 0 if there is none."""
+        tuning = self._switcher.model(self._name).tuning
+        return tuning.made_at if tuning else 0.0
+
+    @reading
+    def TuningWhyNot(self) -> String:
+        return self._switcher.why_no_tuning(self._name)
 
     @reading
     def Pinned(self) -> Bool:

@@ -35,6 +35,10 @@ def parser() -> argparse.ArgumentParser:
         _verb(verbs, name, "work:run", text).add_argument("model")
     warmup = _verb(verbs, "warmup", "work:run", "start each model once and keep a checkpoint of it")
     warmup.add_argument("model", nargs="*", help="only these (default: every model)")
+    warmup.add_argument(
+        "--tune", action="store_true",
+        help="measure first what it best lets go of before it leaves its GPU, and go by that",
+    )  # fmt: skip
     for name, text in (
         ("pin", "keep a model from leaving for another one"),
         ("unpin", "let a model leave for another one"),

@@ -6,10 +6,9 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from datetime import datetime
 from typing import Any
 
-from . import table, terminal
+from . import table, terminal, tuned
 from .daemon import Daemon
 from .exits import Exit
 
@@ -106,9 +105,11 @@ def _details(model: Properties) -> list[tuple[str, str]]:
         ("Unit", model["Unit"]),
         ("Endpoint", model["Endpoint"]),
         ("Requests", f"{model['InFlight']} in flight, {model['Queued']} queued"),
-        ("Last used", _moment(model["LastUsed"])),
+        ("Last used", table.moment(model["LastUsed"])),
         ("Came up by", f"{_came_up(model)}" if model["LastActivation"] else ""),
         ("Checkpoint", _checkpoint(model)),
+        ("Lets go", tuned.letting_go(model)),
+        ("Tuned", tuned.when(model)),
         ("Takes", ", ".join(f"{cost} {s:.2f} s" for cost, s in model["Costs"].items())),
         ("Ended by itself", f"{model['Restarts']} times" if model["Restarts"] else ""),
         ("Failures", str(model["Failures"] or "")),
@@ -120,14 +121,6 @@ def _checkpoint(model: Properties) -> str:
     if not model["CheckpointValid"]:
         return f"none ({model['CheckpointWhyNot']})"
     return (
-        f"{table.size(model['CheckpointSize'])}, taken {_moment(model['CheckpointTaken'])}"
+        f"{table.size(model['CheckpointSize'])}, taken {table.moment(model['CheckpointTaken'])}"
         f" in {model['CheckpointSeconds']:.2f} s"
     )
-
-
-def _moment(seconds: float) -> str:
-    """Unix time as people read it; empty for 0."""
-    if not seconds:
-        return ""
-    then = datetime.fromtimestamp(seconds)
-    return f"{then:%Y-%m-%d %H:%M:%S}, {table.age(max(time.time() - seconds, 0.0))} ago"

@@ -2,7 +2,9 @@
 """Text in columns, and numbers as people read them."""
 
 import sys
+import time
 from collections.abc import Callable, Sequence
+from datetime import datetime
 
 Paint = Callable[[int, str], str]
 
@@ -65,3 +67,11 @@ def age(seconds: float) -> str:
         if seconds < limit:
             return f"{seconds / divisor:.0f}{unit}"
     return f"{seconds / 86400:.0f}d"
+
+
+def moment(seconds: float) -> str:
+    """Unix time as people read it; empty for 0."""
+    if not seconds:
+        return ""
+    then = datetime.fromtimestamp(seconds)
+    return f"{then:%Y-%m-%d %H:%M:%S}, {age(max(time.time() - seconds, 0.0))} ago"

@@ -6,9 +6,10 @@ import asyncio
 import sys
 import time
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from ..errors import LlmuxError
-from . import interrupt
+from . import interrupt, tuned
 from .daemon import Daemon
 from .exits import Exit
 from .interrupt import Choice
@@ -22,6 +23,7 @@ METHODS = {
     "park": "Park",
     "stop": "Stop",
     "warmup": "Warmup",
+    "tune": "Tune",
 }
 
 
@@ -62,16 +64,23 @@ class Outcome:
 async def run(arguments: argparse.Namespace) -> int:
     """One job for each model; one that is interrupted is the last."""
     outcomes: list[Outcome] = []
+    found: list[dict[str, Any]] = []
+    kind = "tune" if getattr(arguments, "tune", False) else arguments.command
     async with Daemon(arguments.host) as daemon:
         await daemon.listen()
         for model in await _models(daemon, arguments.model):
-            outcomes.append(await _follow(daemon, arguments.command, model))
+            outcomes.append(await _follow(daemon, kind, model))
+            found.append(asdict(outcomes[-1]))
             if not arguments.json:
                 _tell(outcomes[-1])
             if outcomes[-1].status is Exit.INTERRUPTED:
                 break
+            if kind == "tune" and outcomes[-1].status is Exit.DONE:
+                shown = await daemon.model(model)
+                found[-1] |= tuned.to_json(shown)
+                if not arguments.json:
+                    print("\n".join(tuned.lines(model, shown)), flush=True)
     if arguments.json:
-        found = [asdict(outcome) for outcome in outcomes]
         print_json(found if isinstance(arguments.model, list) else found[0])
     return max((outcome.status for outcome in outcomes), default=Exit.DONE)
 

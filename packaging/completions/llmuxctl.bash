@@ -70,7 +70,14 @@ _llmuxctl() {
                    config version)
             if [[ $current == -* ]]; then words=("${common[@]}" --version); fi
             ;;
-        show | switch | preload | pin | unpin | checkpoint | park | stop | warmup | warmup\ *)
+        warmup | warmup\ *)
+            if [[ $current == -* ]]; then
+                words=(--tune "${common[@]}")
+            else
+                mapfile -t words < <(_llmuxctl_models)
+            fi
+            ;;
+        show | switch | preload | pin | unpin | checkpoint | park | stop)
             if [[ $current == -* ]]; then
                 words=("${common[@]}")
             else

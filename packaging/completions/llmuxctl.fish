@@ -74,6 +74,7 @@ complete -c llmuxctl -n '__llmuxctl_last_verb show switch preload pin unpin chec
 complete -c llmuxctl -n '__llmuxctl_verb cancel' -a '(__llmuxctl_jobs)'
 complete -c llmuxctl -n '__llmuxctl_last_verb config' -a 'check show'
 complete -c llmuxctl -n '__llmuxctl_verb logs' -s f -l follow -d 'go on as lines come'
+complete -c llmuxctl -n '__llmuxctl_verb warmup' -l tune -d 'measure first what is best let go of'
 complete -c llmuxctl -n '__llmuxctl_verb check' -l fix -d 'do what is safe to do'
 complete -c llmuxctl -n '__llmuxctl_verb check' -s y -l yes -d 'do not ask'
 complete -c llmuxctl -n '__llmuxctl_verb check config' -s c -l config -r -F -d 'this configuration'

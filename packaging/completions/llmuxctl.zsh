@@ -50,7 +50,7 @@ _llmuxctl() {
             case $words[1] in
                 show | switch | preload | pin | unpin | checkpoint | park | stop)
                     _arguments $common ':model:_llmuxctl_models' ;;
-                warmup) _arguments $common '*:model:_llmuxctl_models' ;;
+                warmup) _arguments $common --tune '*:model:_llmuxctl_models' ;;
                 cancel) _arguments $common '*:job:_llmuxctl_jobs' ;;
                 logs)
                     _arguments $common '(-f --follow)'{-f,--follow} ':model:_llmuxctl_models' ;;

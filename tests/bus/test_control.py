@@ -9,13 +9,15 @@ from dbus_next import Message, MessageFlag, MessageType, Variant
 
 from llmuxd import __version__, authority, memory, names
 from llmuxd.bus import Bus
+from llmuxd.config import Sleep, Tier
 from llmuxd.control import Control
 from llmuxd.costs import Cost
 from llmuxd.errors import ConfigInvalid, SystemdUnreachable
 from llmuxd.gpus import Gpus
 from llmuxd.meter.reading import GpuMemory, Holder, Reading
+from llmuxd.model.tuning import Figures, Tuning
 from llmuxd.state import State
-from tests.unit.fake_units import a_checkpoint, a_model
+from tests.unit.fake_units import a_checkpoint, a_model, an_identity
 from tests.unit.stage import Stage, on_stage
 
 from .polkit import CHALLENGE, NO, YES, Polkit
@@ -116,6 +118,8 @@ async def test_properties_of_a_cold_model(house: House) -> None:
         "CheckpointValid": False,
         "CheckpointWhyNot": "none was taken", "CheckpointSize": 0, "CheckpointSeconds": 0.0,
         "CheckpointTaken": 0.0, "CheckpointIdentity": {}, "Failures": 0, "LastError": "",
+        "LettingGo": [["image_sleep", "2", "default"], ["park_sleep", "1", "default"]],
+        "Tuning": [], "TuningTaken": 0.0, "TuningWhyNot": "it was not tuned",
         "Pinned": False, "IdleSince": 0.0, "Costs": {}, "Restarts": 0,
     }  # fmt: skip
 
@@ -143,6 +147,31 @@ async def test_properties_of_a_checkpoint(house: House) -> None:
     taken = a_checkpoint(a_model(QWEN))
     assert found["CheckpointTaken"] == taken.taken_at > 0
     assert found["CheckpointIdentity"] == asdict(taken.identity)
+
+
+async def test_properties_of_what_was_measured(house: House) -> None:
+    figures = (
+        Figures(Tier.CHECKPOINT, Sleep.KV, 7.5, 6.5, 9 << 30, 3),
+        Figures(Tier.PARK, Sleep.OFF, failed="its canary says no"),
+    )
+    made = Tuning(QWEN, an_identity(a_model(QWEN)), 1.8e9, figures, {Tier.CHECKPOINT: Sleep.KV})
+    made.save()
+    await house.stage.switcher.adopt()
+    found = await house.caller.get_all(PATH, MODEL)
+    assert found["LettingGo"] == [["image_sleep", "kv", "tuned"], ["park_sleep", "1", "default"]]
+    assert found["Tuning"] == [
+        ["image_sleep", "kv", 7.5, 6.5, 9 << 30, 3, ""],
+        ["park_sleep", "off", 0.0, 0.0, 0, 0, "its canary says no"],
+    ]
+    assert (found["TuningTaken"], found["TuningWhyNot"]) == (1.8e9, "")
+    house.stage.reload(
+        replace(a_model(QWEN), args=("--other",), park_sleep=Sleep.OFF), a_model("b")
+    )
+    await house.told()
+    found = await house.caller.get_all(PATH, MODEL)
+    assert found["LettingGo"] == [["image_sleep", "2", "default"], ["park_sleep", "off", "config"]]
+    assert found["TuningWhyNot"] == "the model's definition in llmux.yaml changed"
+    assert house.changes(PATH, "TuningWhyNot")[-1] == found["TuningWhyNot"]
 
 
 async def test_invalid_checkpoint_says_why(house: House) -> None:
@@ -221,6 +250,7 @@ async def test_cancel_in_the_same_breath_is_heard(house: House) -> None:
         ("Checkpoint", "checkpoint", ["start b", "stop b"]),
         ("Park", "park", ["start b", "reload b"]),
         ("Warmup", "warmup", ["start b", "stop b"]),
+        ("Tune", "tune", ["start b", "stop b"]),
         ("Stop", "stop", ["start b", "stop b"]),
         ("Switch", "switch", ["start b"]),
         ("Preload", "preload", ["start b"]),
@@ -254,7 +284,18 @@ async def refused(house: House, path: str, member: str, *arguments: object) -> R
 
 @pytest.mark.parametrize(
     "member",
-    ["Switch", "Preload", "Pin", "Unpin", "Checkpoint", "Park", "Warmup", "Stop", "GetModel"],
+    [
+        "Switch",
+        "Preload",
+        "Pin",
+        "Unpin",
+        "Checkpoint",
+        "Park",
+        "Warmup",
+        "Tune",
+        "Stop",
+        "GetModel",
+    ],
 )
 async def test_unknown_model_has_its_name_and_the_nearest(house: House, member: str) -> None:
     error = await refused(house, "/Manager", member, "qwne")
@@ -630,11 +671,13 @@ CHANGES = [
     ("/Manager", MANAGER, "Checkpoint", ("b",), "org.llmux.manage"),
     ("/Manager", MANAGER, "Park", ("b",), "org.llmux.manage"),
     ("/Manager", MANAGER, "Warmup", ("b",), "org.llmux.manage"),
+    ("/Manager", MANAGER, "Tune", ("b",), "org.llmux.manage"),
     ("/Manager", MANAGER, "Stop", ("b",), "org.llmux.manage"),
     ("/Manager", MANAGER, "Reload", (), "org.llmux.reload"),
     ("/Job/1", JOB, "Cancel", (), "org.llmux.switch"),
     ("/Job/2", JOB, "Cancel", (), "org.llmux.manage"),
     ("/Job/3", JOB, "Cancel", (), "org.llmux.switch"),
+    ("/Job/4", JOB, "Cancel", (), "org.llmux.manage"),
 ]
 FORBIDDEN = [
     ("/Manager", "org.freedesktop.DBus.Properties", "Set", (MANAGER, "Version", "x")),
@@ -643,12 +686,13 @@ FORBIDDEN = [
 
 
 @pytest.fixture
-async def three_jobs(house: House) -> House:
-    """A switch is /Job/1, a warm-up /Job/2, a preload /Job/3, and none of them comes to an end."""
+async def four_jobs(house: House) -> House:
+    """A switch is /Job/1, a warm-up /Job/2, a preload /Job/3, a tune /Job/4; none of them ends."""
     house.stage.units.hold("start", "b")
     house.stage.switcher.switch("b")
     house.stage.switcher.warmup(QWEN)
     house.stage.switcher.preload(QWEN)
+    house.stage.switcher.tune(QWEN)
     return house
 
 
@@ -697,12 +741,9 @@ async def test_what_the_policy_does_not_name_is_stopped_by_the_bus(
 
 
 def untouched(house: House) -> bool:
-    """Nothing was changed by anybody but `three_jobs`."""
-    return [job.number for job in house.stage.switcher.jobs.all()] == [
-        1,
-        2,
-        3,
-    ] and not house.reloads
+    """Nothing was changed by anybody but `four_jobs`."""
+    numbers = [job.number for job in house.stage.switcher.jobs.all()]
+    return numbers == [1, 2, 3, 4] and not house.reloads
 
 
 async def a_refusal(
@@ -723,36 +764,36 @@ async def a_refusal(
 
 @pytest.mark.parametrize(("path", "interface", "member", "arguments", "action"), CHANGES)
 async def test_polkit_says_no(
-    three_jobs: House, polkit: Polkit, path: str, interface: str, member: str,
+    four_jobs: House, polkit: Polkit, path: str, interface: str, member: str,
     arguments: tuple[str, ...], action: str,
 ) -> None:  # fmt: skip
-    error = await a_refusal(three_jobs, path, interface, member, arguments)
+    error = await a_refusal(four_jobs, path, interface, member, arguments)
     assert error.name == DENIED and action in error.text
     assert [question.action for question in polkit.questions] == [action]
-    assert untouched(three_jobs)
+    assert untouched(four_jobs)
 
 
 @pytest.mark.parametrize(("path", "interface", "member", "arguments", "action"), CHANGES)
 async def test_no_polkit_no_change(
-    three_jobs: House,
+    four_jobs: House,
     path: str,
     interface: str,
     member: str,
     arguments: tuple[str, ...],
     action: str,
 ) -> None:
-    error = await a_refusal(three_jobs, path, interface, member, arguments)
+    error = await a_refusal(four_jobs, path, interface, member, arguments)
     assert error.name == DENIED and f"polkit cannot be asked for {action}" in error.text
-    assert untouched(three_jobs)
+    assert untouched(four_jobs)
 
 
 @pytest.mark.parametrize(("path", "interface", "member", "arguments", "action"), CHANGES)
 async def test_polkit_says_yes(
-    three_jobs: House, polkit: Polkit, path: str, interface: str, member: str,
+    four_jobs: House, polkit: Polkit, path: str, interface: str, member: str,
     arguments: tuple[str, ...], action: str,
 ) -> None:  # fmt: skip
     polkit.answer = YES
-    stranger = await three_jobs.bus.connect(NOBODY)
+    stranger = await four_jobs.bus.connect(NOBODY)
     await stranger.call(path, member, *arguments, interface=interface)
     (asked,) = polkit.questions
     assert (asked.kind, asked.name) == ("system-bus-name", str(stranger.bus.unique_name))
@@ -762,10 +803,10 @@ async def test_polkit_says_yes(
 
 @pytest.mark.parametrize(("path", "interface", "member", "arguments", "action"), CHANGES)
 async def test_root_needs_no_polkit(
-    three_jobs: House, polkit: Polkit, path: str, interface: str, member: str,
+    four_jobs: House, polkit: Polkit, path: str, interface: str, member: str,
     arguments: tuple[str, ...], action: str,
 ) -> None:  # fmt: skip
-    await three_jobs.caller.call(path, member, *arguments, interface=interface)
+    await four_jobs.caller.call(path, member, *arguments, interface=interface)
     assert polkit.questions == []
 
 

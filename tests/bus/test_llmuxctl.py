@@ -13,8 +13,10 @@ import pytest
 import yaml
 
 from llmuxd import accepted, config
+from llmuxd.config import Sleep
 from llmuxd.ctl.remote import ssh
 from llmuxd.errors import ConfigInvalid
+from llmuxd.model import canary, vllm
 
 from .llmuxctl import at_a_terminal, begun, llmuxctl
 from .private_bus import PrivateBus
@@ -130,6 +132,58 @@ async def test_warmup_takes_all_models(house: House) -> None:  # noqa: F811
     found = (await llmuxctl("warmup", "--json")).json
     assert [each["result"] for each in found] == ["done", "done"]
     assert [str(house.stage.switcher.state(name)) for name in (QWEN, "b")] == ["checkpointed"] * 2
+
+
+@pytest.fixture
+def offers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A vLLM that can sleep at level 2, or not at all, and has a canary."""
+    monkeypatch.setattr(vllm, "offers", lambda port, extension: (Sleep.LEVEL_2, Sleep.OFF))
+    monkeypatch.setattr(canary, "of_run", lambda run: "a word")
+
+
+@pytest.mark.usefixtures("offers")
+async def test_warmup_with_tune_prints_a_table_and_what_is_chosen(house: House) -> None:  # noqa: F811
+    house.stage.units.backs = {"checkpoint 2": 4.0, "checkpoint off": 3.0, "park off": 6.0}
+    house.stage.units.broken = {"park 2"}
+    done = await llmuxctl("warmup", "--tune", "qwen")
+    assert done.status == 0
+    first, head, *rows, last = done.out.splitlines()
+    assert first.startswith("qwen: tune done in ")
+    assert head.split() == ["KEY", "VALUE", "OUT", "BACK", "SIZE", "ROUNDS"]
+    out = [row.split() for row in rows]
+    assert [row[:2] for row in out] == [
+        ["image_sleep", "2"], ["park_sleep", "2"], ["image_sleep", "off"], ["park_sleep", "off"],
+    ]  # fmt: skip
+    assert out[2][4:] == ["3.00", "s", "3B", "3"]
+    assert out[1][2:6] == ["-", "-", "-", "0"] and "did not come back from memory" in rows[1]
+    assert last == "qwen: image_sleep off (tuned), park_sleep off (tuned)"
+    assert "image_sleep 2, 3 of 3: serving" in done.err and "warming up: " in done.err
+    shown = (await llmuxctl("show", QWEN)).out
+    assert "Lets go: image_sleep off (tuned), park_sleep off (tuned)" in shown
+    assert "Tuned: " in shown and "not used" not in shown
+
+
+@pytest.mark.usefixtures("offers")
+async def test_warmup_with_tune_as_json(house: House) -> None:  # noqa: F811
+    house.stage.units.backs = {"park off": 6.0}
+    (found,) = (await llmuxctl("warmup", "--tune", "--json", QWEN)).json
+    assert (found["kind"], found["result"], found["why_not"]) == ("tune", "done", "")
+    assert found["letting_go"][1] == {"key": "park_sleep", "value": "2", "why": "tuned"}
+    assert [each["rounds"] for each in found["measured"]] == [3, 3, 3, 1]
+    assert found["measured"][0] == {
+        "key": "image_sleep", "value": "2", "out": found["measured"][0]["out"], "back": 1.0,
+        "size": 3, "rounds": 3, "failed": "",
+    }  # fmt: skip
+
+
+async def test_warmup_with_tune_of_what_has_nothing_to_choose(house: House) -> None:  # noqa: F811
+    done = await llmuxctl("warmup", "--tune", "b")
+    assert done.status == 0
+    assert done.out.splitlines()[1:] == [
+        "b: nothing to tune: without a GPU there is nothing to let go of"
+    ]
+    assert "nothing to tune: without a GPU" in done.err
+    assert house.stage.units.log == ["start b", "stop b"]
 
 
 async def test_a_failed_job_says_why_and_what_to_do(house: House) -> None:  # noqa: F811
