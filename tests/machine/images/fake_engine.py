@@ -41,6 +41,10 @@ class Behaviour:
     never: bool = False  # take the request and never answer
     die: bool = False  # exit at once
     die_after: int = 0  # exit after this many tokens of an answer
+    # Seconds to the first token after it slept at that level, instead of seconds_per_token
+    first_after_1: float = 0.0
+    first_after_2: float = 0.0
+    wrong_after: int = 0  # answer another text once it has slept at this level
 
     def changed(self, values: Json) -> "Behaviour":
         """With these fields of another value; the types are those of the fields."""
@@ -57,6 +61,8 @@ class Engine:
         self.model = model
         self.instance = uuid.uuid4().hex
         self.asleep = False
+        self.slept: list[int] = []  # the level of each sleep
+        self._first: float | None = None  # seconds to the next answer's first token
         self._started = time.monotonic()
         self._lock = threading.Lock()
         self._counts = {"counter": 0, "running": 0, "most_running": 0, "cancelled": 0}
@@ -73,6 +79,19 @@ class Engine:
         if self.behaviour.die:
             os._exit(DIED)
 
+    def sleep(self, level: int) -> None:
+        self.asleep = level > 0
+        self.slept.append(level)
+
+    def wake_up(self) -> None:
+        """Awake, but what it lets pass for it may take its time, or be noise."""
+        if self.asleep:
+            one, two = self.behaviour.first_after_1, self.behaviour.first_after_2
+            self._first = one if self.slept[-1] == 1 else two
+            if self.behaviour.wrong_after == self.slept[-1]:
+                self.behave({"wrong": True})
+        self.asleep = False
+
     def healthy(self) -> bool:
         ready = time.monotonic() - self._started >= self.behaviour.start_delay
         return ready and not self.behaviour.unhealthy
@@ -87,6 +106,7 @@ class Engine:
             **counts,
             "instance": self.instance,
             "asleep": self.asleep,
+            "slept": self.slept,
             "memory_mb": len(self._memory),
             "memory_sha256": digest.hexdigest(),
         }
@@ -114,8 +134,10 @@ class Engine:
         """The answer, always the same for one model and prompt."""
         words = WORDS.split()
         seed = f"{self.model}\n{prompt}\n{'wrong' if how.wrong else ''}"
+        first, self._first = self._first, None
         for number in range(how.tokens or wanted):
-            time.sleep(how.seconds_per_token)
+            pause = how.seconds_per_token if number or first is None else first
+            time.sleep(pause)
             if how.die_after and number == how.die_after:
                 os._exit(DIED)
             digest = hashlib.sha256(f"{seed}\n{number}".encode()).digest()
@@ -171,10 +193,10 @@ class Handler(BaseHTTPRequestHandler):
             # vLLM's sleep mode
             case "/sleep":
                 level = parse_qs(urlsplit(self.path).query).get("level", ["1"])[0]
-                engine.asleep = level != "0"
+                engine.sleep(int(level))
                 self._json({})
             case "/wake_up":
-                engine.asleep = False
+                engine.wake_up()
                 self._json({})
             case "/collective_rpc" | "/reset_prefix_cache":
                 self._json({})

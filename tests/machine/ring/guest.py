@@ -16,6 +16,7 @@ from llmuxd import names
 
 CONFIG = Path("/etc/llmux/llmux.yaml")
 CHECKPOINTS = Path("/var/lib/llmux/checkpoints")
+TUNINGS = Path("/var/lib/llmux/tunings")
 FAKE = "localhost/llmux-fake:latest"
 PATIENCE = 120.0
 
@@ -131,11 +132,11 @@ def networks() -> list[str]:
 
 
 def wipe() -> None:
-    """Forget every container, its network, that network's rules, and its checkpoint."""
+    """Forget every container, its network, that network's rules, its checkpoint and its tuning."""
     sh("podman", "rm", "--all", "--force", "--time", "0")
     sh("podman", "network", "prune", "--force")
     sh("nft", "delete", "table", "inet", "llmux", check=False)
-    for path in CHECKPOINTS.glob("*.json"):
+    for path in (*CHECKPOINTS.glob("*.json"), *TUNINGS.glob("*.json")):
         path.unlink()
     for path in Path("/run/llmux").glob("*"):
         path.unlink()
@@ -236,11 +237,17 @@ def image(model: str) -> Path:
 
 def counter(model: str) -> int:
     """How many requests the fake engine of `model` has answered in its memory."""
+    return int(report(model)["counter"])
+
+
+def report(model: str) -> Json:
+    """What the fake engine of `model` has in its memory."""
     port = json.loads(Path(f"/run/llmux/{names.slug(model)}.json").read_text())["port"]
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
     try:
         connection.request("GET", "/counter")
-        return int(json.loads(connection.getresponse().read())["counter"])
+        told: Json = json.loads(connection.getresponse().read())
+        return told
     finally:
         connection.close()
 

@@ -164,7 +164,7 @@ def test_others_may_look_and_not_touch() -> None:
     two_fakes()
     nobody = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
     assert OPT in sh(*nobody, "llmuxctl", "status")
-    for method in ("Switch", "Checkpoint", "Park", "Warmup", "Stop"):
+    for method in ("Switch", "Checkpoint", "Park", "Warmup", "Tune", "Stop"):
         _, said = fails(
             *nobody, "busctl", "call", "org.llmux", "/Manager", "org.llmux.Manager", method, "s",
             OPT,

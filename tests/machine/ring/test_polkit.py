@@ -22,6 +22,7 @@ CHANGES = (
     (*CALL, "Checkpoint", "s", OPT),
     (*CALL, "Park", "s", OPT),
     (*CALL, "Warmup", "s", OPT),
+    (*CALL, "Tune", "s", OPT),
     (*CALL, "Stop", "s", OPT),
     (*CALL, "Reload"),
 )
