@@ -56,6 +56,9 @@ class WatchedUnits(FakeUnits):
     async def stop_by_hand(self, name: str) -> None:
         """`systemctl stop`: with a checkpoint, as no order says anything else."""
         if self.status(name).up:
+            if is_parked(name):
+                # It may have to come back to its GPU to be written to disk.
+                self.strangers[name] = asyncio.get_running_loop().time()
             await self._to_its_end(name, self._stop(name))
 
     async def reload_by_hand(self, name: str) -> None:
