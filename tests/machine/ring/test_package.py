@@ -6,8 +6,10 @@ import re
 import shutil
 import subprocess
 import tarfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
@@ -38,6 +40,8 @@ RETIRED = Path("/usr/lib/python3/dist-packages/llmuxd/retired.py")
 # Debian's packages, which it depends on, are not in RPM's database.
 RPM = ("rpm", "--nodeps")
 BUILD_SECONDS = 500.0
+# Tokens, 20 a second: more than either package manager takes until it restarts llmuxd.
+STREAMED = 600
 OLDER = "0.0.9"
 # What an older release may have had, by its file: what stands there now, and what stood there then.
 # A later release reads an older one's state, and makes its containers in another form.
@@ -225,15 +229,28 @@ def the_older_one_serves(again: list[str]) -> None:
     assert sh("llmuxctl", "version").count(OLDER) == 2 and RETIRED.exists()
 
 
+def waits_for_its_requests(daemon: str) -> bool:
+    """Whether that llmuxd was told to go and is still here."""
+    shown = sh("systemctl", "show", "-P", "ActiveState", "-P", "MainPID", "llmuxd.service")
+    return set(shown.split()) == {"deactivating", daemon}
+
+
 def upgrade_below_a_stream(upgrade: list[str]) -> None:
     """The stream goes on, its server stays, llmuxd comes back, the configuration is kept."""
     configured = CONFIG.read_text()
     server, daemon = unit(OPT, "MainPID"), sh("systemctl", "show", "-P", "MainPID", "llmuxd")
-    with stream(OPT, 60, seconds_per_token=0.05) as tokens:
+    with stream(OPT, STREAMED, seconds_per_token=0.05) as tokens:
         next(tokens)
         upgrading = subprocess.Popen(upgrade)
-        rest = list(tokens)
-    assert rest[-1] == "[DONE]" and len(rest) >= 60
+        before = list(takewhile(lambda _: not waits_for_its_requests(daemon), tokens))
+        seen = time.monotonic()
+        during = list(tokens)
+        lasted = time.monotonic() - seen
+    assert during and during[-1] == "[DONE]", "the stream was over before llmuxd was told to go"
+    # One was taken to see that llmuxd goes.
+    assert len(before) + 1 + len(during) >= STREAMED
+    # The last ones came one by one, not from a buffer.
+    assert lasted > 1, f"{len(during)} tokens in {lasted:.2f} s"
     assert upgrading.wait(60) == 0
     assert sh("systemctl", "show", "-P", "MainPID", "llmuxd") not in ("0", daemon)
     assert complete(OPT).text
@@ -288,6 +305,16 @@ def a_host_includes_the_rules() -> str:
     return sh("unshare", "--net", "sh", "-c", f"nft --file {conf} && nft list tables")
 
 
+def installed_again_and_upgraded_as_it_was_left(package: str) -> None:
+    """Enabled anew after a removal; what somebody disables then stays so in an upgrade."""
+    sh("dpkg", "--force-confold", "--install", package)
+    freshly_installed()
+    sh("systemctl", "disable", "llmuxd.socket")
+    sh("dpkg", "--force-confold", "--install", package)
+    assert sh("systemctl", "is-enabled", "llmuxd.socket", check=False) == "disabled"
+    sh("dpkg", "--remove", "llmuxd")
+
+
 def test_life_of_the_rpm(built: Built, bare: set[Path]) -> None:
     older, this = built.packages(built.older), built.packages(built.this)
     sh(*RPM, "--install", *older)
@@ -332,6 +359,7 @@ def test_life_of_the_debian_package(built: Built, bare: set[Path]) -> None:
     nobody_wrote_an_image_for_it()
     assert a_host_includes_the_rules() == ""
     assert "llmuxd was removed" in record(OPT)["invalid"]
+    installed_again_and_upgraded_as_it_was_left(str(this))
     sh("dpkg", "--purge", "llmuxd")
     nothing_is_left(bare, set())
     assert not STATE.exists()
