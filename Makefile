@@ -158,8 +158,15 @@ RPMBUILD ?=
 MACROS    = $(shell rpm --showrc | sed -n 's/^Macro path: //p')
 FEDORA    = $(if $(shell rpm --eval '%{?pyproject_wheel:yes}'),,--nodeps \
 	--macros '$(MACROS):$(CURDIR)/packaging/rpm/fedora.macros')
+# A package with Debian's paths is of no use on those, which have the macros themselves.
+RED_HAT   = $(wildcard /etc/redhat-release)
+.PHONY: rpm-macros
+rpm-macros:
+	@test -z '$(RED_HAT)' || test -z "$(FEDORA)" || { echo \
+		"pyproject-rpm-macros is missing: dnf builddep packaging/rpm/llmuxd.spec" >&2; exit 1; }
+
 .PHONY: rpm
-rpm: sdist
+rpm: rpm-macros sdist
 	rpmbuild -bb $(FEDORA) --define '_topdir $(CURDIR)/build/rpm' \
 		--define '_sourcedir $(CURDIR)/dist' --define '_rpmdir $(CURDIR)/dist' \
 		--define '_build_name_fmt %%{NAME}-%%{VERSION}-%%{RELEASE}.%%{ARCH}.rpm' \
