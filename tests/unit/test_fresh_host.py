@@ -10,7 +10,7 @@ from typing import NamedTuple
 import pytest
 
 from llmuxd.ctl import check
-from llmuxd.ctl.checks import basics, criu, gpu
+from llmuxd.ctl.checks import basics, criu, criu_conf, gpu
 from llmuxd.ctl.checks.host import Done, dotted
 from llmuxd.ctl.checks.result import Status
 
@@ -67,6 +67,11 @@ def test_the_packages_are_those_that_are_declared() -> None:
     told = rows(NEEDS)["Python packages"][0]
     assert told == ", ".join([*project["dependencies"], "or newer"]).replace(">=", " ")
     assert rows(NEEDS)["Python"][0] == project["requires-python"].replace(">=", "") + " or newer"
+
+
+def test_the_options_of_criu_are_those_that_are_asked_for() -> None:
+    told = re.findall(r"^```\n(tcp-established\n.*?)```$", README, re.MULTILINE | re.DOTALL)
+    assert [dict(criu_conf.statements(block)) for block in told] == [criu.NEEDED]
 
 
 class Claim(NamedTuple):

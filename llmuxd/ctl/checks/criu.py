@@ -16,7 +16,8 @@ BREAKS: tuple[tuple[Version, Version, str], ...] = (
     ((6, 16), (4, 2), "Can't get 1:16 opt"),
 )
 _WANTED = "install CRIU 4.2 or newer"
-# What model servers need, with values that were enough for vLLM; why:
+# What model servers need, with values that were enough for vLLM; why. (GPUs need `libdir` as well,
+# but only where the plugin is elsewhere than CRIU looks by itself: the line `cuda plugin`.)
 NEEDED = {
     "tcp-established": "",  # servers keep connections between their own processes
     "link-remap": "",  # and deleted files, in /dev/shm above all,
