@@ -8,7 +8,8 @@ both leave alone: what they do not understand they would take for nothing, and r
 FORM is raised with each change that an older release would misread: a key that it may not ignore,
 one that means something else, a file that it would remove. Another file, or a key that it may
 ignore (it does, and whoever reads takes a missing one at its default), raises nothing, but is added
-to the copies in tests/unit/forms. No key of an image's identity may be ignored.
+to the copy in tests/unit/forms, and the copy without it kept beside that. No key of an image's
+identity may be ignored.
 """
 
 import contextlib

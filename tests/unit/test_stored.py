@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """forms/N has the files of /var/lib/llmux as the releases of form N write them.
 
+forms/N-before-… has what those wrote that had some keys and files of that form not yet.
 Not seccomp.json, which each start of a container makes anew where podman has another profile.
 """
 
@@ -36,7 +37,7 @@ def without_systemd(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attending, "sdnotify", MagicMock())
 
 
-def kept(form: int) -> Path:
+def kept(form: int | str) -> Path:
     """The state of that form, in place."""
     shutil.copytree(FORMS / str(form), files.state_root(), dirs_exist_ok=True)
     return files.state_root()
@@ -51,7 +52,8 @@ def records(root: Path) -> list[dict[str, Any]]:
 
 
 def test_each_form_is_kept_and_each_has_a_step_to_the_next() -> None:
-    assert {int(path.name) for path in FORMS.iterdir()} == set(range(1, stored.FORM + 1))
+    numbers = {int(path.name.partition("-")[0]) for path in FORMS.iterdir()}
+    assert numbers == set(range(1, stored.FORM + 1))
     assert stored.STEPS.keys() == set(range(1, stored.FORM))
 
 
@@ -68,8 +70,8 @@ def test_the_copy_of_this_form_has_all_that_is_written_now() -> None:
     assert {cost for model in costs["models"].values() for cost in model} <= {*Cost}
 
 
-@pytest.mark.parametrize("form", range(1, stored.FORM + 1))
-async def test_what_each_release_wrote_is_understood(form: int) -> None:
+@pytest.mark.parametrize("form", sorted(path.name for path in FORMS.iterdir()))
+async def test_what_each_release_wrote_is_understood(form: str) -> None:
     kept(form)
     stored.bring_up_to_date()
     assert stored.form() == stored.FORM
@@ -78,6 +80,16 @@ async def test_what_each_release_wrote_is_understood(form: int) -> None:
     book = CostBook()
     await book.load()
     assert book.costs.known(OPT, Cost.COLD)
+
+
+def test_what_an_image_does_not_say_of_its_sleep_is_as_it_was_then() -> None:
+    root = kept("2-before-tunings")
+    assert not any({"sleep", "trial"} & record.keys() for record in records(root))
+    for model in (OPT, GEMMA):
+        record = Checkpoint.load(model)
+        assert record is not None and not record.invalid
+        assert (record.sleep, record.trial) == (None, False)
+    assert Tuning.load(OPT) is None
 
 
 def test_nothing_of_this_form_is_lost_when_it_is_read_and_written() -> None:
