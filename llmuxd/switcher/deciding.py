@@ -7,7 +7,6 @@ from math import inf
 
 from .. import memory
 from ..errors import NoRoom
-from ..events import Event, about
 from ..policy import Board, Decision, Gpu, Stage
 from ..state import State
 from .admission import Admission
@@ -79,7 +78,7 @@ class Decider:
         """Decide and begin what is to be done; the seconds until the next step is due anyhow."""
         time, decision = await self._decide()
         self._obey(decision)
-        self._spill()
+        await self._spill()
         due = min(
             self._following.go_on(time),
             self._cut_forced(time),
@@ -217,27 +216,42 @@ class Decider:
         else:
             self._transitions.begin(model, Stage.COMING, self._coming.connect(model))
 
-    def _spill(self) -> None:
+    async def _spill(self) -> None:
         """Where memory is short, the parked model that was used least lately goes to disk.
 
-        It is in nobody's way there: what takes its GPU has it, or is taking it, already.
+        It is in nobody's way there: what takes its GPU has it, or is taking it, already. So one
+        that would have to be back on it for that, and has not the room, is stopped instead, where
+        there is no other.
         """
+        if not (self._spillable() and self._is_memory_short()):
+            return
+        # What one held that has left just now is not in the way.
+        await self._measure()
+        self._look_again()
+        parked = self._spillable()
+        can_be_kept = {
+            model.name: self._leaving.needs_no_gpu(model) or self._board.has_room(model.name)
+            for model in parked
+        }
+        # Not one that is about to come back, if there is another.
+        model = min(
+            parked,
+            key=lambda model: (
+                not can_be_kept[model.name], bool(model.waiters), model.idle_since,
+            ),
+            default=None,
+        )  # fmt: skip
+        if model is not None:
+            work = self._leaving.spill(model, can_be_kept[model.name])
+            self._transitions.begin(model, Stage.LEAVING, work)
+
+    def _spillable(self) -> list[Model]:
+        """One at a time: what the one before gave back is not known until it is gone."""
         models = self._fleet.models
-        parked = [
-            models[name]
-            for name in self._parked
-            if models[name].transition is None and models[name].may_leave_at <= now()
-        ]
-        # One at a time: what the one before gave back is not known until it is gone.
-        leaving = any(model.moving is Stage.LEAVING for model in models.values())
-        if parked and not leaving and self._is_memory_short():
-            # Not one that is about to come back, if there is another.
-            model = min(parked, key=lambda model: (bool(model.waiters), model.idle_since))
-            log.info(
-                "%s: memory is short, from parked to disk", model.name,
-                extra=about(Event.MEMORY_SHORT, model=model.name, phase="leaving"),
-            )  # fmt: skip
-            self._transitions.begin(model, Stage.LEAVING, self._leaving.spill(model))
+        if any(model.moving is Stage.LEAVING for model in models.values()):
+            return []
+        parked = [models[name] for name in self._parked]
+        return [m for m in parked if m.transition is None and m.may_leave_at <= now()]
 
     def _is_memory_short(self) -> bool:
         limit = self._fleet.config.park_memory

@@ -94,18 +94,34 @@ class Leaving:
                             extra=about(Event.PARK_FAILED, model=model.name))  # fmt: skip
         await self.end(model, Leave.CHECKPOINT)
 
-    async def spill(self, model: Model) -> None:
-        """From memory to disk; who comes to its GPU meanwhile does not wait for that."""
+    def needs_no_gpu(self, model: Model) -> bool:
+        """Whether a parked model ends, with all that it keeps, and is on no GPU for that."""
         run = model.activation
-        killed = run is not None and run.snapshot is Snapshot.PRISTINE
-        killed = killed and not self._fleet.why_no_checkpoint(model)
+        if run is None or not run.devices or not run.checkpoint:
+            return True
+        killed = run.snapshot is Snapshot.PRISTINE and not self._fleet.why_no_checkpoint(model)
         # What was taken to be measured is not what is kept.
-        killed = killed and model.checkpoint is not None and not model.checkpoint.trial
-        if killed or run is None or not run.devices:
+        return killed and model.checkpoint is not None and not model.checkpoint.trial
+
+    async def spill(self, model: Model, can_be_kept: bool) -> None:
+        """From memory to disk; who comes to its GPU meanwhile does not wait for that.
+
+        Not `can_be_kept`: another has the GPU that the dump needs, and it ends without one.
+        """
+        if self.needs_no_gpu(model) or not can_be_kept:
             # Any other is on its GPU again for the dump.
             model.held_gpus = ()
+        what = "from parked to disk" if can_be_kept else (
+            "and its GPU has no room for it to be checkpointed: it is stopped, what its server had"
+            " in memory is lost, and it starts cold the next time"
+        )  # fmt: skip
+        log.log(
+            logging.INFO if can_be_kept else logging.WARNING,
+            "%s: memory is short, %s", model.name, what,
+            extra=about(Event.MEMORY_SHORT, model=model.name, phase="leaving"),
+        )  # fmt: skip
         try:
-            await self.end(model, Leave.CHECKPOINT)
+            await self.end(model, Leave.CHECKPOINT if can_be_kept else Leave.STOP)
         finally:
             if not self._units.status(model.name).down:
                 await self._fleet.look(model)

@@ -2,12 +2,13 @@
 import asyncio
 import inspect
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from llmuxd.config import Tier
+from llmuxd.config import Snapshot, Tier
 from llmuxd.errors import (
     ModelFailed,
     NoSuchModel,
@@ -21,14 +22,17 @@ from llmuxd.model.activation import (
     PARKED,
     RELEASED,
     Activation,
+    Leave,
     has_parked,
     note_place,
     one_at_a_time,
+    order_leave,
     take_leave_order,
     take_park_order,
 )
 from llmuxd.model.checkpoint import Checkpoint
 from llmuxd.model.parking import Parked
+from llmuxd.policy import Gpu
 from llmuxd.state import State, UnitStatus
 from llmuxd.switcher import Switcher, pauses
 from llmuxd.units import Units
@@ -752,6 +756,110 @@ async def test_one_that_did_not_get_to_disk_has_its_place_still(
         monkeypatch.setattr("llmuxd.memory.short", lambda: False)
         assert stage.switcher.state("a") is State.PARKED
         assert stage.switcher.model("a").held == (0,)
+
+
+@pytest.fixture
+def little(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
+    """Says whether the host's memory is short."""
+
+    def say(short: bool) -> None:
+        monkeypatch.setattr("llmuxd.memory.short", lambda: short)
+
+    say(False)
+    return say
+
+
+# Its dump needs its GPU.
+DEEP = replace(A, tier=Tier.PARK)
+
+
+@simulated
+async def test_short_memory_takes_no_gpu_from_who_has_it(
+    little: Callable[[bool], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    async with on_stage(DEEP, B) as stage:
+        await stage.ask("a")
+        await stage.ask("b")
+        assert stage.switcher.state("a") is State.PARKED
+        gate = stage.units.hold("stop", "a")
+        little(True)
+        stage.switcher._fleet.woken.set()
+        await gate.reached.wait()
+        order = take_leave_order("a")
+        order_leave("a", order.leave, order.wanted)
+        little(False)
+        gate.open()
+        await stage.until_idle()
+        assert order.leave is Leave.STOP
+        assert stage.switcher.state("a") is State.COLD
+        assert stage.serving() == ["b"]
+    (line,) = [r.getMessage() for r in caplog.records if "memory is short" in r.getMessage()]
+    assert "a: memory is short" in line and "is lost, and it starts cold" in line
+
+
+@simulated
+async def test_short_memory_rather_takes_one_whose_gpu_is_free(
+    little: Callable[[bool], None],
+) -> None:
+    other = replace(a_model("c", 1), tier=Tier.PARK)
+    async with on_stage(DEEP, B, other, a_model("d", 1)) as stage:
+        stage.units.pace = 1.0
+        for name in ("a", "c", "d", "b"):
+            await stage.ask(name)
+        assert stage.switcher.model("a").idle_since < stage.switcher.model("c").idle_since
+        await stage.result(stage.switcher.stop("d"))
+        assert stage.switcher.state("a") is stage.switcher.state("c") is State.PARKED
+        gate = stage.units.hold("stop", "c")
+        little(True)
+        stage.switcher._fleet.woken.set()
+        await gate.reached.wait()
+        assert stage.switcher.model("c").held == (1,)
+        little(False)
+        gate.open()
+        await stage.until_idle()
+        assert stage.switcher.state("c") is State.CHECKPOINTED
+        assert stage.switcher.state("a") is State.PARKED
+
+
+@simulated
+async def test_short_memory_looks_anew_at_what_is_free(little: Callable[[bool], None]) -> None:
+    """What another held that has left meanwhile is not in the way of a dump."""
+    gib = 1 << 30
+    held: dict[str, int] = {}
+
+    async def gauge() -> dict[int, Gpu]:
+        return {0: Gpu(80 * gib, held=dict(held))}
+
+    models = replace(DEEP, vram=50 * gib), replace(B, vram=60 * gib)
+    async with on_stage(*models, gauge=gauge) as stage:
+        for name in ("a", "b"):
+            await stage.ask(name)
+        held["b"] = 60 * gib
+        await stage.switcher._decider._measure()
+        held.clear()
+        little(True)
+        assert await stage.result(stage.switcher.stop("b")) == "done"
+        await stage.until(lambda: stage.units.status("a").down)
+        await stage.until_idle()
+        assert stage.switcher.state("a") is State.CHECKPOINTED
+
+
+@simulated
+async def test_short_memory_keeps_an_image_that_is_there_already(
+    little: Callable[[bool], None],
+) -> None:
+    """Its server is just ended for that, whoever has its GPU."""
+    async with on_stage(DEEP, B) as stage:
+        await stage.ask("a")
+        run = Activation.load("a")
+        assert run is not None
+        replace(run, snapshot=Snapshot.PRISTINE).save()
+        a_checkpoint(DEEP).save()
+        await stage.ask("b")
+        little(True)
+        stage.switcher._fleet.woken.set()
+        await stage.until_state("a", State.CHECKPOINTED)
+        assert stage.serving() == ["b"]
 
 
 async def test_the_next_one_comes_once_the_gpu_is_free() -> None:
