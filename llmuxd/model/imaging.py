@@ -70,9 +70,10 @@ def write(
     is there to be measured: it does just what `activation` says, and leaves no other behind.
     """
     before = Checkpoint.load(activation.model)
+    known = _known(activation, before, trial)
     directory = facts.checkpoint_directory
     place.prepare(
-        directory, activation.checkpoint_dir, activation.model, _expected(activation, before)
+        directory, activation.checkpoint_dir, activation.model, _expected(activation, known)
     )
     record = Checkpoint(
         model=activation.model,
@@ -82,7 +83,7 @@ def write(
         taken_at=now(),
         seconds=0.0,
         # Should this one not come to its end, the next is to be told as much.
-        size=before.size if before is not None else 0,
+        size=known,
         directory=str(directory),
         overslept=before is not None and before.overslept,
         live=activation.snapshot is Snapshot.LIVE,
@@ -193,10 +194,21 @@ def _set_aside(record: Checkpoint, before: Checkpoint | None) -> bool:
     return True
 
 
-def _expected(activation: Activation, before: Checkpoint | None) -> int:
+def _known(activation: Activation, before: Checkpoint | None, trial: bool) -> int:
+    """Bytes of the last image; 0 where that says nothing of this one.
+
+    What is measured differs by what it lets go of, and so many times over.
+    """
+    if before is None:
+        return 0
+    measured = trial or before.trial
+    return 0 if measured and before.sleep is not activation.image_sleep else before.size
+
+
+def _expected(activation: Activation, known: int) -> int:
     """Bytes that the image will take, as far as anybody knows: as the last one, or its memory."""
-    if before is not None and before.size:
-        return before.size
+    if known:
+        return known
     return cgroup.resident(Path(activation.payload)) if activation.payload else 0
 
 

@@ -214,6 +214,22 @@ def test_a_measurement_lets_go_of_what_it_is_to_and_the_record_says_of_what(
     assert asked == [Sleep.LEVEL_1, Sleep.LEVEL_2]
 
 
+@pytest.mark.parametrize("trial", [False, True])
+def test_the_size_of_one_measured_in_another_way_is_not_expected(
+    container: FakeContainer, monkeypatch: pytest.MonkeyPatch, trial: bool
+) -> None:
+    expected: list[int] = []
+    monkeypatch.setattr(Room, "make", lambda room, size: expected.append(size))
+    monkeypatch.setattr(vllm, "nap", lambda port, how: vllm.Nap(("x",), ("/wake_up",)))
+    monkeypatch.setattr(vllm, "let_go", lambda port, nap: None)
+    dump(container, "first", replace(RUN, image_sleep=Sleep.LEVEL_1), trial=True)
+    dump(container, "second", replace(RUN, image_sleep=Sleep.LEVEL_2), trial=trial)
+    second = Checkpoint.load("a")
+    assert second is not None and second.size
+    dump(container, "third", replace(RUN, image_sleep=Sleep.LEVEL_2), trial=trial)
+    assert expected == [0, 0, second.size]
+
+
 def test_a_measurement_that_fails_says_why_and_nothing_else(
     container: FakeContainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
