@@ -15,6 +15,7 @@ from ..costs import median
 from ..errors import LlmuxError, ModelFailed, NotSupported
 from ..model import canary, vllm
 from ..model.activation import Activation, Leave, Way
+from ..model.checkpoint import Checkpoint
 from ..model.server import WrongAnswer
 from ..model.tuning import KEYS, Figures, Tuning, best, open_tiers, why_nothing_open
 from .admission import Admission
@@ -92,6 +93,7 @@ class Tuner:
 
     async def _measure(self) -> None:
         model = self._model
+        before = model.checkpoint
         run = await self._come()
         offered = await asyncio.to_thread(_offers, model.config, run)
         tiers = open_tiers(model.config)
@@ -108,7 +110,7 @@ class Tuner:
             Tuning(model.name, run.identity, time.time(), tuple(self._figures), chosen, why)
         )
         if offered and not (model.config.checkpoint and model.config.snapshot is Snapshot.LIVE):
-            await self._end()
+            await self._end(before)
 
     async def _keep(self, tuning: Tuning) -> None:
         try:
@@ -195,14 +197,21 @@ class Tuner:
             )
         return run
 
-    async def _end(self) -> None:
-        """Have nothing left of it: what it went through, pinned memory say, is in no image."""
+    async def _end(self, before: Checkpoint | None) -> None:
+        """Have nothing left of it: what it went through, pinned memory say, is in no image.
+
+        One from `before` is kept, where no other has taken its place.
+        """
         model = self._model
         self._tell("ending what was measured")
+        kept = before is not None and before.valid and not before.trial
         while True:
             await self._come()
-            await self._transitions.command(model, self._leaving.end(model, Leave.STOP))
-            if model.checkpoint is None or model.checkpoint.invalid:
+            keeps = kept and model.checkpoint == before
+            leave = Leave.CHECKPOINT if keeps else Leave.STOP
+            await self._transitions.command(model, self._leaving.end(model, leave))
+            down = self._fleet.units.status(model.name).down
+            if down if keeps else model.checkpoint is None or model.checkpoint.invalid:
                 return
 
 

@@ -180,6 +180,20 @@ async def test_what_the_configuration_says_is_not_measured() -> None:
 
 
 @simulated
+async def test_an_image_from_before_is_kept_where_only_parking_is_measured() -> None:
+    model = replace(a_model("a"), image_sleep=Sleep.LEVEL_2)
+    async with on_stage(model) as stage:
+        assert await stage.result(stage.switcher.warmup("a")) == "done"
+        before = stage.switcher.model("a").checkpoint
+        stage.units.log.clear()
+        await tuned(stage)
+        assert {each.tier for each in made().figures} == {PARK}
+        assert moves(stage.units, "start") == moves(stage.units, "stop") == 1
+        assert stage.units.log[-1] == "stop a"
+        assert stage.switcher.model("a").checkpoint == before is not None
+
+
+@simulated
 async def test_a_live_model_keeps_what_it_came_to() -> None:
     async with on_stage(replace(a_model("a"), snapshot=Snapshot.LIVE)) as stage:
         await tuned(stage)
