@@ -67,7 +67,8 @@ def write(
     """Dump the container, which has ended then. What fails is told here and raised no further.
 
     `tell` hears RELEASED once the container is gone and only the disk is still at work. A `trial`
-    is there to be measured: it does just what `activation` says, and leaves no other behind.
+    is there to be measured: it does just what `activation` says, and once its dump has begun there
+    is no other.
     """
     before = Checkpoint.load(activation.model)
     known = _known(activation, before, trial)
@@ -90,9 +91,6 @@ def write(
         trial=trial,
         place=str(directory.resolve()) if directory.is_symlink() else "",
     )
-    if trial:
-        # Whatever comes of it, the image before is no measurement of it.
-        record.invalidate("the checkpoint was not finished")
     try:
         with watch.part("canary"):
             answer = canary.of_run(activation)
@@ -158,7 +156,9 @@ def _failed(record: Checkpoint, error: Exception) -> Written:
         cgroup.kill_others()
     slept_badly = isinstance(error, SleptBadly) and not record.trial
     before = Checkpoint.load(record.model)
-    if before is None or before.invalid:
+    # One that was measured before it is no measurement of this one, nor worth keeping.
+    measured = before is not None and before.trial and record.trial
+    if before is None or before.invalid or measured:
         with contextlib.suppress(OSError):
             empty_directory(Path(record.directory))
         replace(record, slept_badly=slept_badly).invalidate(reason)

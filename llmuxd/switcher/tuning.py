@@ -220,7 +220,9 @@ def _image(model: Model, sleep: Sleep) -> int:
     record = model.checkpoint
     if record is None or record.invalid:
         raise _Out(record.invalid if record else "no checkpoint was written")
-    if not record.trial or record.sleep is not sleep:
+    if not record.trial:
+        raise _Out(f"no other checkpoint was written: 'llmuxctl logs {model.name}' shows why")
+    if record.sleep is not sleep:
         raise _Out("the engine did not let go of it")
     return record.size
 

@@ -230,22 +230,40 @@ def test_the_size_of_one_measured_in_another_way_is_not_expected(
     assert expected == [0, 0, second.size]
 
 
-def test_a_measurement_that_fails_says_why_and_nothing_else(
-    container: FakeContainer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The image before is no measurement of it, and the next one may sleep all the same."""
+@pytest.fixture
+def sleepless(monkeypatch: pytest.MonkeyPatch) -> Activation:
+    """A run whose engine refuses to sleep."""
 
     def refuse(port: int, nap: vllm.Nap) -> None:
-        raise WrongAnswer("it refuses /sleep?level=2 with status 500")
+        if nap.out:
+            raise WrongAnswer("it refuses /sleep?level=2 with status 500")
 
-    dump(container, "first")
-    monkeypatch.setattr(vllm, "nap", lambda port, how: vllm.Nap(("/sleep?level=2",), ()))
+    naps = {Sleep.LEVEL_2: vllm.Nap(("/sleep?level=2",), ())}
+    monkeypatch.setattr(vllm, "nap", lambda port, how: naps.get(how, vllm.Nap()))
     monkeypatch.setattr(vllm, "let_go", refuse)
-    run = replace(RUN, image_sleep=Sleep.LEVEL_2)
-    assert dump(container, "second", run, trial=True) is Written.NOTHING
+    return replace(RUN, image_sleep=Sleep.LEVEL_2)
+
+
+def test_a_measurement_that_fails_says_why_and_nothing_else(
+    container: FakeContainer, sleepless: Activation
+) -> None:
+    """One that was measured before is no measurement of it, and the next one may sleep."""
+    dump(container, "first", trial=True)
+    assert dump(container, "second", sleepless, trial=True) is Written.NOTHING
     record = Checkpoint.load("a")
     assert record is not None and "refuses /sleep?level=2" in record.invalid
     assert not record.slept_badly
+
+
+def test_a_measurement_that_fails_before_its_dump_leaves_a_lasting_image(
+    container: FakeContainer, sleepless: Activation
+) -> None:
+    dump(container, "first")
+    before = Checkpoint.load("a")
+    assert dump(container, "second", sleepless, trial=True) is Written.OLD
+    assert Checkpoint.load("a") == before
+    assert texts(container) == image("first")
+    assert imaging.is_whole(container.facts, RUN)
 
 
 @pytest.fixture
