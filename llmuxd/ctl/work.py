@@ -65,10 +65,10 @@ async def run(arguments: argparse.Namespace) -> int:
     """One job for each model; one that is interrupted is the last."""
     outcomes: list[Outcome] = []
     found: list[dict[str, Any]] = []
-    kind = "tune" if getattr(arguments, "tune", False) else arguments.command
     async with Daemon(arguments.host) as daemon:
         await daemon.listen()
         for model in await _models(daemon, arguments.model):
+            kind = await _kind(daemon, arguments, model)
             outcomes.append(await _follow(daemon, kind, model))
             found.append(asdict(outcomes[-1]))
             if not arguments.json:
@@ -93,6 +93,15 @@ async def _models(daemon: Daemon, wanted: str | list[str]) -> list[str]:
         # A name that nobody has is told before the first of them is started.
         await daemon.manager("GetModel", model)
     return wanted or [str(row[0]) for row in await daemon.manager("ListModels")]
+
+
+async def _kind(daemon: Daemon, arguments: argparse.Namespace, model: str) -> str:
+    """What is done to it. Tuned already it is only warmed up, where it was not named."""
+    if not getattr(arguments, "tune", False):
+        return str(arguments.command)
+    if not arguments.model and not (await daemon.model(model))["TuningWhyNot"]:
+        return "warmup"
+    return "tune"
 
 
 def _tell(outcome: Outcome) -> None:

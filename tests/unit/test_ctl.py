@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """What llmuxctl draws, and what it makes of signals, without a bus."""
 
+import argparse
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 from dbus_next import Message, MessageType
 
 from llmuxd.ctl import __main__ as llmuxctl
-from llmuxd.ctl import models, table, terminal, top
+from llmuxd.ctl import models, table, terminal, top, work
 from llmuxd.ctl.mirror import JOB, MANAGER, MODEL, Mirror
 
 GPU = [0, "H100", 80 << 30, 60 << 30, 1 << 30]
@@ -120,3 +121,47 @@ def test_cells_are_cut_before_they_are_painted() -> None:
 )
 def test_a_bar_is_filled_to_its_share(share: float, shown: str) -> None:
     assert table.bar(share, 4) == shown
+
+
+class Tuned:
+    """A daemon that has a and b, of which a is tuned; it does whatever it is told at once."""
+
+    def __init__(self, *_: object) -> None:
+        self.told: list[tuple[str, str]] = []
+
+    async def __aenter__(self) -> "Tuned":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        pass
+
+    async def listen(self) -> None:
+        pass
+
+    async def manager(self, method: str, *names: str) -> Any:
+        if method == "ListModels":
+            return [["a"], ["b"]]
+        if method != "GetModel":
+            self.told.append((method, names[0]))
+        return "/Job/1"
+
+    async def model(self, name: str) -> dict[str, Any]:
+        why_not = "" if name == "a" else "it was not tuned"
+        return {"TuningWhyNot": why_not, "Tuning": [], "LettingGo": []}
+
+    def ended(self, job: str) -> tuple[str, str]:
+        return "done", "done"
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [([], [("Warmup", "a"), ("Tune", "b")]), (["a"], [("Tune", "a")])],
+)
+async def test_what_is_tuned_is_tuned_again_only_where_it_is_named(
+    names: list[str], told: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    daemon = Tuned()
+    monkeypatch.setattr(work, "Daemon", lambda host: daemon)
+    arguments = argparse.Namespace(command="warmup", tune=True, model=names, host=None, json=False)
+    assert await work.run(arguments) == 0
+    assert daemon.told == told
