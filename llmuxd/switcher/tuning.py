@@ -95,7 +95,7 @@ class Tuner:
         model = self._model
         before = model.checkpoint
         run = await self._come()
-        offered = await asyncio.to_thread(_offers, model.config, run)
+        offered = await self._ask(run)
         tiers = open_tiers(model.config)
         for sleep in offered:
             for tier in tiers:
@@ -196,6 +196,16 @@ class Tuner:
                 f"what {model.name!r} runs on is not known", f"'llmuxctl stop {model.name}' first"
             )
         return run
+
+    async def _ask(self, run: Activation) -> tuple[Sleep, ...]:
+        """What its server can let go of; it stays until that is said, whoever waits."""
+        model = self._model
+        model.kept = True
+        try:
+            return await asyncio.to_thread(_offers, model.config, run)
+        finally:
+            model.kept = False
+            self._fleet.changed(model)
 
     async def _end(self, before: Checkpoint | None) -> None:
         """Have nothing left of it: what it went through, pinned memory say, is in no image.

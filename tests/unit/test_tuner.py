@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """A model leaves and comes back in each way that its engine has, and the best one is kept."""
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -15,8 +16,9 @@ from llmuxd.model import canary, vllm
 from llmuxd.model.server import WrongAnswer
 from llmuxd.model.tuning import Figures, LettingGo, Tuning, Why
 from llmuxd.state import State
+from llmuxd.switcher import tuning
 
-from .fake_units import PARKED_MEMORY, FakeUnits, a_config, a_model
+from .fake_units import PARKED_MEMORY, FakeUnits, Gate, a_config, a_model
 from .simulated import simulated
 from .stage import Stage, on_stage
 
@@ -308,6 +310,33 @@ async def _comings(*clients: str) -> int:
 async def test_it_is_not_sent_away_before_it_was_measured_for_what_it_came() -> None:
     """Who waits for its place gets that when it leaves, and its next coming is measured."""
     assert await _comings() == await _comings("b") == await _comings("b", "b")
+
+
+@simulated
+async def test_it_stays_until_its_server_has_said_what_it_offers(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with on_stage(a_model("a"), a_model("b")) as stage:
+        gate = stage.units.hold("start", "a")
+        asked = Gate()
+
+        async def slowly(function: Callable[..., object], *args: object) -> object:
+            if function is tuning._offers:
+                await asked.passed()
+            return function(*args)
+
+        monkeypatch.setattr(asyncio, "to_thread", slowly)
+        job = stage.switcher.tune("a")
+        await gate.reached.wait()
+        client = stage.client("b")
+        gate.open()
+        await asked.reached.wait()
+        await stage.settle()
+        assert stage.switcher.state("a") is State.SERVING
+        asked.open()
+        await client.admitted.wait()
+        await client.finish()
+        assert await stage.result(job) == "done"
 
 
 @simulated
