@@ -133,6 +133,7 @@ class Operators:
             await self._see_through(model, tuner.run, tuner.give_up)
             self._take_step(job, tuner.nothing or "warming up")
             await self._warm_up(model)
+            tuner.verify()
 
         return self.jobs.add(Kind.TUNE, model.name, work)
 

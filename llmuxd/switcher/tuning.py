@@ -91,6 +91,19 @@ class Tuner:
         finally:
             self._model.tried = False
 
+    def verify(self) -> None:
+        """ModelFailed where it came back in no way from a tier: its default is none either."""
+        for tier in KEYS:
+            left = [each for each in self._figures if each.tier is tier]
+            usual = vllm.default(self._model.config, tier)
+            if left and all(each.failed for each in left):
+                shown = next((each for each in left if each.sleep is usual), left[0])
+                raise ModelFailed(
+                    f"{self._model.name!r} came back in no way of {KEYS[tier]}; "
+                    f"in way {shown.sleep}: {shown.failed}",
+                    f"'llmuxctl logs {self._model.name}' shows more",
+                )
+
     async def _measure(self) -> None:
         model = self._model
         before = model.checkpoint

@@ -140,10 +140,12 @@ async def test_a_way_that_comes_back_as_another_is_out() -> None:
 
 
 @simulated
-async def test_where_every_way_is_out_the_default_stays() -> None:
+async def test_where_every_way_is_out_the_default_stays_and_that_is_said() -> None:
     async with on_stage(a_model("a")) as stage:
         stage.units.broken = {*BACKS}
-        await tuned(stage)
+        job = await tuned(stage, "failed")
+        why = "in no way of image_sleep; in way 2: the restore failed: its canary says no"
+        assert why in str(job.error)
         assert made().chosen == {} and all(each.failed for each in made().figures)
         assert stage.switcher.letting_go("a")[PARK] == LettingGo(Sleep.LEVEL_1, Why.DEFAULT)
         assert stage.switcher.state("a") is State.CHECKPOINTED
@@ -154,7 +156,9 @@ async def test_a_unit_that_does_not_park_is_out_of_that_tier_only() -> None:
     async with on_stage(a_model("a")) as stage:
         stage.units.backs = BACKS
         stage.units.break_verb("reload", "a")
-        await tuned(stage)
+        job = await tuned(stage, "failed")
+        assert "in no way of park_sleep; in way 1: 'a' could not be parked" in str(job.error)
+        assert stage.switcher.state("a") is State.CHECKPOINTED
         assert made().chosen == {DISK: Sleep.LEVEL_2}
         assert "could not be parked" in rows()["park", "kv"].failed
 
