@@ -74,6 +74,7 @@ class Tuner:
         self._given_up = False
         self._deadline = now() + LIMIT
         self._figures: list[Figures] = []
+        self._late: set[tuple[Tier, Sleep]] = set()  # for which there was no time
 
     def give_up(self) -> bool:
         """Begin no other round. False: whatever waits just now need not be waited for."""
@@ -96,7 +97,7 @@ class Tuner:
         for tier in KEYS:
             left = [each for each in self._figures if each.tier is tier]
             usual = vllm.default(self._model.config, tier)
-            if left and all(each.failed for each in left):
+            if left and all(each.failed and (tier, each.sleep) not in self._late for each in left):
                 shown = next((each for each in left if each.sleep is usual), left[0])
                 raise ModelFailed(
                     f"{self._model.name!r} came back in no way of {KEYS[tier]}; "
@@ -116,7 +117,7 @@ class Tuner:
         assert run.identity is not None
         if (await self._come()).identity != run.identity:
             raise ModelFailed(f"{model.name!r} became another while it was measured")
-        chosen = {tier: found for tier in tiers if (found := best(self._figures, tier))}
+        chosen = {tier: found for tier in tiers if (found := self._best(tier))}
         why = "" if offered else "vLLM's sleep mode is off (--enable-sleep-mode)"
         self.nothing = _nothing(why)
         await self._keep(
@@ -124,6 +125,11 @@ class Tuner:
         )
         if offered and not (model.config.checkpoint and model.config.snapshot is Snapshot.LIVE):
             await self._end(before)
+
+    def _best(self, tier: Tier) -> Sleep | None:
+        """What is chosen; nothing without the default to compare with, for which no time was."""
+        late = (tier, vllm.default(self._model.config, tier)) in self._late
+        return None if late else best(self._figures, tier)
 
     async def _keep(self, tuning: Tuning) -> None:
         try:
@@ -143,6 +149,7 @@ class Tuner:
                 if now() > self._deadline:
                     if rounds:
                         break
+                    self._late.add((tier, sleep))
                     raise _Out(f"{LIMIT / 60:.0f} min were over before it was measured")
                 self._tell(f"{KEYS[tier]} {sleep}, {len(rounds) + 1} of {ROUNDS}")
                 measured = await self._round(tier, sleep)

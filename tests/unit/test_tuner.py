@@ -408,7 +408,17 @@ async def test_the_whole_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         stage.units.pace = 400.0
         await tuned(stage)
         assert "60 min were over" in rows()["park", "1"].failed
-        assert made().chosen[DISK] is Sleep.LEVEL_2
+        # Of the ways to park, the default was not measured: it may be better than those that were.
+        assert made().chosen == {DISK: Sleep.LEVEL_2}
+        assert stage.switcher.letting_go("a")[PARK] == LettingGo(Sleep.LEVEL_1, Why.DEFAULT)
+
+
+@simulated
+async def test_a_way_for_which_no_time_was_did_not_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning, "LIMIT", -1.0)
+    async with on_stage(a_model("a")) as stage:
+        await tuned(stage)
+        assert made().chosen == {} and all(each.failed for each in made().figures)
 
 
 @simulated
