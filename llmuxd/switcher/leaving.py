@@ -193,7 +193,7 @@ class Leaving:
     def _took(self, model: Model, cost: Cost, seconds: float, trial: Trial | None) -> None:
         if trial is not None:
             trial.seconds = seconds
-        else:
+        elif not model.tried:
             self._book.learn(model.name, cost, seconds)
 
     async def _see_in(self, model: Model, newcomers: Sequence[Model]) -> bool:

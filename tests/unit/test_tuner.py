@@ -17,6 +17,7 @@ from llmuxd.model.server import WrongAnswer
 from llmuxd.model.tuning import Figures, LettingGo, Tuning, Why
 from llmuxd.state import State
 from llmuxd.switcher import tuning
+from llmuxd.switcher.costbook import CostBook
 
 from .fake_units import PARKED_MEMORY, FakeUnits, Gate, a_config, a_model
 from .simulated import simulated
@@ -256,6 +257,21 @@ async def test_what_it_took_meanwhile_is_not_what_it_takes_as_a_rule() -> None:
         assert {*costs} <= {Cost.COLD, Cost.OUT, Cost.GAP, Cost.DRAIN}
         await stage.ask("a")
         assert not stage.switcher.model("a").tried
+
+
+@simulated
+async def test_nor_is_what_it_took_to_leave_unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For others' sake or in the end: it never leaves then as it does with a lasting image."""
+    learnt: list[tuple[str, Cost]] = []
+    async with on_stage(a_model("a")) as stage:
+        model = stage.switcher.model("a")
+
+        def learn(book: CostBook, name: str, cost: Cost, seconds: float) -> None:
+            learnt.extend([(name, cost)] if model.tried else [])
+
+        monkeypatch.setattr(CostBook, "learn", learn)
+        await tuned(stage)
+    assert learnt == []
 
 
 # Others
