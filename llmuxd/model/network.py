@@ -49,4 +49,5 @@ class Network:
 
 def forget_rules() -> None:
     """Take the rules out of force, whether they were or not."""
-    run(["nft", "add table inet llmux; delete table inet llmux"], _TIMEOUT)
+    table = " ".join(TABLE)
+    run(["nft", f"add table {table}; delete table {table}"], _TIMEOUT)
