@@ -11,7 +11,7 @@ from pathlib import Path
 from tests.machine.ring import guest
 from tests.machine.ring.guest import OPT, QWEN
 
-from . import by_hand, faults, measure, plan, switches, variants
+from . import by_hand, faults, measure, plan, switches, tuning, variants
 
 # What is wanted most comes first: a lent GPU may be gone before the end.
 STEPS = (
@@ -35,6 +35,8 @@ STEPS = (
     plan.Step("cold-again-opt", 300, partial(switches.cold_again, OPT), takes=150),
     plan.Step("cold-compiled", 150, switches.cold_compiled, takes=80),
     plan.Step("both-fit", 60, switches.both_fit, takes=20),
+    plan.Step("tune", 600, partial(tuning.tune, QWEN), takes=350),
+    plan.Step("tune-opt", 420, partial(tuning.tune, OPT), takes=230),
 )
 
 

@@ -4,10 +4,12 @@
 import json
 import statistics
 from collections.abc import Iterable
+from math import inf
 from pathlib import Path
 from typing import Any
 
 from llmuxd.ctl import table
+from llmuxd.model.tuning import NEAR
 from tests.bench.goals import Goals
 
 Row = dict[str, Any]
@@ -113,7 +115,28 @@ class Report:
         gone = [row for row in self.rows if row["what"] == "check, taken away"]
         green = None if not gone else sum(not row.get("red") for row in gone)
         _at_most(goals, f"check: of {len(gone)} things taken away not told", green, 0, "")
+        self._tuned(goals)
         return goals.all_met
+
+    def _tuned(self, goals: Goals) -> None:
+        """What was chosen of each model, against what was measured of it."""
+        chosen = [row for row in self.rows if row["what"] == "tuned" and row["result"] == "done"]
+        worst = max(map(self._against_best, chosen), default=None)
+        name = "tune: round trip of the park that was chosen against the fastest"
+        _at_most(goals, name, worst, NEAR, "")
+        others = sum(row["image_sleep"] != "2" for row in chosen) if chosen else None
+        _at_most(goals, "tune: images of another level than 2", others, 0, "")
+
+    def _against_best(self, chosen: Row) -> float:
+        """The round trip of the way to park that was chosen, in those of the fastest one."""
+        trips = {
+            row["value"]: float(row["out"]) + float(row["back"])
+            for row in self.rows
+            if row.get("key") == "park_sleep"
+            and row["model"] == chosen["model"]
+            and not row["failed"]
+        }
+        return trips.get(chosen["park_sleep"], inf) / min(trips.values(), default=1.0)
 
     def shares(self) -> list[float]:
         """What was llmuxd's own of each switch, in seconds.

@@ -190,6 +190,30 @@ def test_goals_are_told_from_what_was_measured(capsys: pytest.CaptureFixture[str
     assert "goal check: of 1 things taken away not told: 0 (wanted at most 0): met" in lines
 
 
+def _way(value: str, out: float, back: float, failed: str = "") -> dict[str, Any]:
+    told = {"what": f"park_sleep {value}", "model": QWEN, "key": "park_sleep", "value": value}
+    return told | {"out": out, "back": back, "rounds": 0 if failed else 3, "failed": failed}
+
+
+def _tuned(park: str, image: str, *ways: dict[str, Any]) -> dict[str, Any]:
+    told = {"what": "tuned", "model": QWEN, "result": "done"}
+    rows = [*ways, told | {"park_sleep": park, "image_sleep": image}]
+    return {"host": {}, "steps": {"tune": {"state": "done", "rows": rows}}}
+
+
+@pytest.mark.parametrize(
+    ("park", "image", "ends"), [("1", "2", "met"), ("2", "kv", "missed"), ("off", "off", "missed")]
+)
+def test_what_was_chosen_is_held_against_what_was_measured(
+    park: str, image: str, ends: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ways = _way("1", 1.5, 1.3), _way("2", 1.3, 2.1), _way("off", 0.0, 0.0, "it has no room")
+    Report(_tuned(park, image, *ways)).goals()
+    lines = capsys.readouterr().out.splitlines()
+    told = [line for line in lines if line.startswith("goal tune: ")]
+    assert len(told) == 2 and all(line.endswith(f": {ends}") for line in told), told
+
+
 def test_a_step_that_takes_longer_than_is_left_makes_way(played: Path) -> None:
     long = plan.Step("long", 300.0, lambda _notes: None, takes=200.0)
     told = _run(played, long, _step("short"))
