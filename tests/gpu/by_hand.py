@@ -16,8 +16,10 @@ from tests.machine.ring.guest import sh
 from . import measure
 from .measure import MODELS, ask
 from .plan import Notes
+from .switches import ready
 
-SWITCHES = 3
+# So that each model goes out, and comes back, three times.
+SWITCHES = 5
 LINK = Path("/usr/local/bin/cuda-checkpoint")
 _SHM = "devshm-checkpoint.tar"
 _KEPT = ".kept"
@@ -25,8 +27,7 @@ _KEPT = ".kept"
 
 def seed(notes: Notes) -> None:
     """Out, back, and the full switch between the two; llmuxd's own images are put aside."""
-    measure.configure()
-    sh("llmuxctl", "warmup", timeout=400)
+    ready(notes)
     records = {name: guest.record(name) for name in MODELS}
     guest.stop_everything()
     # As the README has it: CRIU's plugin finds it by the default PATH, and is off without it.
@@ -41,6 +42,7 @@ def seed(notes: Notes) -> None:
         sh("systemctl", "stop", "by-hand-*", check=False)
         for record in records.values():
             _put_back(Path(str(record["directory"])))
+        _remove_cgroups()
 
 
 def _by_hand(notes: Notes, records: dict[str, guest.Json]) -> None:
@@ -60,6 +62,8 @@ def _by_hand(notes: Notes, records: dict[str, guest.Json]) -> None:
         seconds = _out(notes, old) + _back(notes, new, ports[new])
         notes.add("seed switch", model=new, seconds=seconds)
         old, new = new, old
+    # The one that is out is back for the third time, beside the other.
+    _back(notes, new, ports[new])
 
 
 def _out(notes: Notes, name: str) -> float:
@@ -103,3 +107,14 @@ def _put_back(directory: Path) -> None:
             container.empty_directory(path)
             path.rmdir()
         kept.replace(path)
+
+
+def _remove_cgroups() -> None:
+    """podman's restore makes a container's cgroup anew, outside of the unit that it was in.
+
+    systemd could not start the unit in it: `Failed to spawn executor: Device or resource busy`.
+    """
+    for unit in Path("/sys/fs/cgroup").glob("system.slice/system-llmux*/llmux-model@*"):
+        for path in sorted(unit.rglob("*/"), reverse=True):
+            path.rmdir()
+        unit.rmdir()

@@ -11,30 +11,39 @@ from pathlib import Path
 from tests.machine.ring import guest
 from tests.machine.ring.guest import OPT, QWEN
 
-from . import by_hand, faults, measure, plan, switches, tuning, variants
+from . import around, by_hand, checks, faults, full, measure, plan, switches, tuning, variants
 
-# What is wanted most comes first: a lent GPU may be gone before the end.
+# What is wanted most comes first: a lent GPU may be gone before the end. A limit has room for
+# cold starts, where a step before has spoilt the images.
 STEPS = (
-    plan.Step("cold", 300, switches.cold, vital=True, takes=175),
+    plan.Step("cold", 400, switches.cold, vital=True, takes=185),
     plan.Step("image", 90, switches.image, takes=35),
-    plan.Step("image-switch", 90, switches.image_switch, takes=50),
-    plan.Step("park", 180, switches.park, takes=85),
-    plan.Step("moment", 60, switches.moment, takes=30),
-    plan.Step("seed", 360, by_hand.seed, takes=215),
-    plan.Step("check", 60, faults.check, takes=30),
-    plan.Step("one-by-one", 90, switches.one_by_one, takes=55),
-    plan.Step("cold-again", 330, partial(switches.cold_again, QWEN), takes=195),
-    plan.Step("small-pages", 90, variants.small_pages, takes=40),
-    plan.Step("killed-llmuxd", 60, faults.killed_llmuxd, takes=10),
-    plan.Step("killed-engine", 60, faults.killed_engine, takes=15),
-    plan.Step("levels", 150, variants.levels, takes=100),
-    plan.Step("full-gpu", 240, faults.full_gpu, takes=130),
-    plan.Step("no-cuda-part", 150, faults.no_cuda_part, takes=70),
-    plan.Step("live", 150, variants.live, takes=90),
-    plan.Step("eager", 240, variants.eager, takes=160),
-    plan.Step("cold-again-opt", 300, partial(switches.cold_again, OPT), takes=150),
+    plan.Step("image-switch", 120, switches.image_switch, takes=60),
+    plan.Step("park", 180, switches.park, takes=75),
+    plan.Step("moment", 60, switches.moment, takes=20),
+    plan.Step("killed-llmuxd", 300, faults.killed_llmuxd, takes=35),
+    plan.Step("killed-engine", 300, faults.killed_engine, takes=40),
+    plan.Step("full-gpu", 400, full.full_gpu, takes=60),
+    plan.Step("parked-beside", 300, full.parked_beside, takes=60),
+    plan.Step("check", 90, checks.check, takes=20),
+    plan.Step("around", 300, around.around, takes=15),
+    plan.Step("seed", 600, by_hand.seed, takes=345),
+    plan.Step("cold-again", 400, partial(switches.cold_again, QWEN), takes=215),
+    plan.Step("cold-again-opt", 400, partial(switches.cold_again, OPT), takes=170),
+    plan.Step("one-by-one", 120, switches.one_by_one, takes=60),
+    plan.Step("no-cuda-part", 400, faults.no_cuda_part, takes=85),
+    plan.Step("spilled", 300, full.spilled, takes=40),
+    plan.Step("small-pages", 240, variants.small_pages, takes=30),
+    plan.Step("live", 300, partial(variants.live, "2"), takes=55),
+    *(
+        plan.Step(f"parked-{sleep}", 300, partial(variants.parked_after, sleep), takes=takes)
+        for sleep, takes in (("1", 25), ("2", 20), ("off", 65))
+    ),
+    plan.Step("both-fit", 240, switches.both_fit, takes=20),
+    plan.Step("eager", 240, variants.eager, takes=100),
+    plan.Step("eager-kv", 240, variants.eager_kv, takes=65),
     plan.Step("cold-compiled", 150, switches.cold_compiled, takes=80),
-    plan.Step("both-fit", 60, switches.both_fit, takes=20),
+    plan.Step("live-whole", 300, partial(variants.live, "auto"), takes=170),
     plan.Step("tune", 600, partial(tuning.tune, QWEN), takes=350),
     plan.Step("tune-opt", 420, partial(tuning.tune, OPT), takes=230),
 )
@@ -55,11 +64,20 @@ def main() -> int:
         # Out of time: whatever was taken away is put back on the way out.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
         guest.begin()
-        steps[arguments.one].act(plan.Notes(arguments.notes))
+        try:
+            steps[arguments.one].act(plan.Notes(arguments.notes))
+        finally:
+            _keep_journal(arguments.notes.with_name(f"{arguments.one}.journal"))
         return 0
     chosen = [steps[name] for name in arguments.only] if arguments.only else STEPS
     plan.run(chosen, arguments.results, arguments.seconds, _facts())
     return 0
+
+
+def _keep_journal(path: Path) -> None:
+    """All that was said in the machine since the step began: nobody can ask it afterwards."""
+    said = ("journalctl", "--no-pager", "--no-hostname", "--output=short-precise", guest.since())
+    path.write_text(guest.sh(*said, check=False))
 
 
 def _facts() -> dict[str, object]:
@@ -70,6 +88,7 @@ def _facts() -> dict[str, object]:
         "memory_GB": int(measure.lines("/proc/meminfo", "MemTotal")[0].split()[1]) / 1e6,
         "gpu": measure.gpu_name(),
         "huge_pages": measure.huge_pages(),
+        "network": f"open: {why}" if (why := measure.why_open()) else "closed",
         "podman": guest.sh("podman", "--version"),
         "criu": guest.sh("criu", "--version"),
         "crun": guest.sh("crun", "--version").partition("\n")[0],

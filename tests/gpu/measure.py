@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from llmuxd import names
+from llmuxd.model import network
 from tests.machine.ring import guest
 from tests.machine.ring.guest import OPT, QWEN, sh
 
@@ -24,17 +25,19 @@ TOKENS = 8
 VRAM_GIB = 24
 
 
-def configure(**more: Any) -> None:
-    """Both models with these settings on top, and llmuxd started anew."""
+def configure(top: dict[str, Any] | None = None, **more: Any) -> None:
+    """Both models with these settings on top, and llmuxd started anew; `top` are llmuxd's own."""
     # A plan restarts it more often than its start limit lets it be.
     sh("systemctl", "reset-failed", "llmuxd.service", check=False)
-    guest.configure({name: model(name) | more for name in MODELS})
+    guest.configure({name: model(name) | more for name in MODELS}, top=top)
 
 
 def model(name: str) -> dict[str, Any]:
     """The definition of one; without a GPU for a rehearsal on the CPU."""
     args = ["--model", FOLDERS[name], "--served-model-name", name, "--max-model-len", "512"]
     common = {"engine": "vllm", "snapshot": "pristine", "start_timeout": 240}
+    if why_open():
+        common["network"] = "open"
     if not HAS_GPU:
         image = "localhost/llmux-vllm:latest"
         return common | {"image": image, "args": args, "volumes": ["/srv/models:/srv/models:ro"]}
@@ -47,6 +50,15 @@ def model(name: str) -> dict[str, Any]:
         "args": [*args, "--gpu-memory-utilization", f"{share:.2f}", "--enable-sleep-mode"],
         "env": {"NCCL_NVLS_ENABLE": "0", "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1"},
     }
+
+
+@cache
+def why_open() -> str:
+    """Why this kernel cannot have llmuxd's rules for containers' networks; empty where it can."""
+    done = subprocess.run(
+        ["nft", "--file", str(network.RULES)], capture_output=True, text=True, check=False
+    )
+    return done.stderr.strip() if done.returncode else ""
 
 
 def compiled(name: str) -> Path:
@@ -110,16 +122,11 @@ _TEXTS = Path("/run/llmux-texts.json")
 
 
 def same(name: str, text: str) -> bool:
-    """Whether a model's text is the one that it gave the first time."""
+    """Whether a text is the one that was given under this name the first time."""
     texts = json.loads(_TEXTS.read_text()) if _TEXTS.exists() else {}
     known = texts.setdefault(name, text)
     _TEXTS.write_text(json.dumps(texts))
     return bool(known == text)
-
-
-def forget_texts() -> None:
-    """Another engine configuration may answer differently."""
-    _TEXTS.unlink(missing_ok=True)
 
 
 def vram() -> int:
@@ -174,6 +181,14 @@ def leave(name: str) -> None:
 def image_size(name: str) -> float:
     """GiB of the model's image on disk."""
     return float(guest.record(name)["size"]) / 2**30
+
+
+def pretend(name: str, **identity: str) -> None:
+    """Have the record say that the image was taken on a host that is as this one is now."""
+    path = guest.CHECKPOINTS / f"{names.slug(name)}.json"
+    record = json.loads(path.read_text())
+    record["identity"] |= identity
+    path.write_text(json.dumps(record))
 
 
 def command(*argv: str, timeout: float = 300.0) -> float:
