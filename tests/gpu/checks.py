@@ -18,7 +18,7 @@ from .switches import told
 _PROGRAM = Path("/usr/libexec/llmux/bin/cuda-checkpoint")
 _METER = ("llmux-gpus.socket", "llmux-gpus.service")
 _CDI = Path("/etc/cdi/nvidia.yaml")
-_NO_IO_URING = ("kernel.io_uring_disabled", "0", "2")
+_IO_URING = ("kernel.io_uring_disabled", "0", "2")
 _RED = ("warn", "fail")
 
 
@@ -35,7 +35,7 @@ def check(notes: Notes) -> None:
         ("CRIU's plugin", "cuda plugin", usual, away.moved(away.PLUGIN)),
         ("the CDI file", "devices", usual, away.moved(_CDI)),
         ("libcuda in ld.so's cache", "libcuda", usual, away.without_libcuda()),
-        ("seccomp and the sysctl", "io_uring", free, away.sysctl(*_NO_IO_URING)),
+        ("seccomp and the sysctl", "io_uring", free, away.sysctl(*_IO_URING)),
         ("the driver", "driver", usual, away.hidden(Path("/proc/driver/nvidia/version"))),
         ("cuda-checkpoint's --action", "cuda-checkpoint", usual, away.broken(_PROGRAM)),
         ("a second GPU, by CDI", "devices", _file(gpus=[1], devices=["nvidia.com/gpu=1"]), None),
