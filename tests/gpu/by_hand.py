@@ -56,6 +56,11 @@ def _by_hand(notes: Notes, records: dict[str, guest.Json]) -> None:
             "as it stands", model=name, same=measure.same(name, ask(name, ports[name]).text),
             vram_MiB=measure.vram(),
         )  # fmt: skip
+    take_turns(notes, ports)
+
+
+def take_turns(notes: Notes, ports: dict[str, int]) -> None:
+    """Each of the two that run goes out and comes back three times, most of it in switches."""
     new, old = MODELS
     _out(notes, new)
     for _ in range(SWITCHES):

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.gpu import driver, fatbin, plan
-from tests.gpu.report import GPU_LINES, QWEN, Report
+from tests.gpu import by_hand, driver, fatbin, plan
+from tests.gpu.inside import STEPS
+from tests.gpu.report import GPU_LINES, OPT, QWEN, Report
 
 _PTX, _ELF = 1, 2
 
@@ -218,3 +219,36 @@ def test_a_step_that_takes_longer_than_is_left_makes_way(played: Path) -> None:
     long = plan.Step("long", 300.0, lambda _notes: None, takes=200.0)
     told = _run(played, long, _step("short"))
     assert list(told["steps"]) == ["short"]
+
+
+def test_each_step_may_take_what_it_is_expected_to() -> None:
+    assert len({step.name for step in STEPS}) == len(STEPS)
+    assert not [step.name for step in STEPS if step.seconds < step.takes]
+
+
+def test_each_model_goes_out_and_back_by_hand_three_times(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moves: list[tuple[str, str]] = []
+
+    def out(_notes: plan.Notes, name: str) -> float:
+        assert moves.count(("back", name)) == moves.count(("out", name)), "it runs"
+        moves.append(("out", name))
+        return 37.0
+
+    def back(_notes: plan.Notes, name: str, _port: int) -> float:
+        assert moves.count(("back", name)) < moves.count(("out", name)), "it is out"
+        moves.append(("back", name))
+        return 15.0
+
+    monkeypatch.setattr(by_hand, "_out", out)
+    monkeypatch.setattr(by_hand, "_back", back)
+    notes = plan.Notes(tmp_path / "notes.json")
+
+    by_hand.take_turns(notes, {QWEN: 1, OPT: 2})
+
+    assert sorted(moves) == [
+        (way, name) for way in ("back", "out") for name in sorted([QWEN, OPT]) for _ in range(3)
+    ]
+    switches = [row["seconds"] for row in notes.rows if row["what"] == "seed switch"]
+    assert switches == [52.0] * 5
