@@ -16,18 +16,26 @@ from tests.machine.ring.guest import sh
 from . import measure
 from .measure import MODELS, ask
 from .plan import Notes
-from .switches import ready
+from .switches import told
 
 # So that each model goes out, and comes back, three times.
 SWITCHES = 5
 LINK = Path("/usr/local/bin/cuda-checkpoint")
-_SHM = "devshm-checkpoint.tar"
-_KEPT = ".kept"
 
 
 def seed(notes: Notes) -> None:
-    """Out, back, and the full switch between the two; llmuxd's own images are put aside."""
-    ready(notes)
+    """A cold start of each, out, back, and the full switch between the two.
+
+    The containers have podman's own /dev/shm, as those have that people make: nothing of them is of
+    use to llmuxd afterwards.
+    """
+    guest.stop_everything()
+    guest.wipe()
+    measure.configure(podman_args=["--shm-size=2g"])
+    for name in MODELS:
+        measure.forget_compiled(name)
+        told(notes, "cold", name)
+        measure.leave(name)
     records = {name: guest.record(name) for name in MODELS}
     guest.stop_everything()
     # As the README has it: CRIU's plugin finds it by the default PATH, and is off without it.
@@ -40,8 +48,7 @@ def seed(notes: Notes) -> None:
         for name in MODELS:
             sh("podman", "stop", "--time", "0", names.container(name), check=False)
         sh("systemctl", "stop", "by-hand-*", check=False)
-        for record in records.values():
-            _put_back(Path(str(record["directory"])))
+        guest.wipe()
         _remove_cgroups()
 
 
@@ -51,7 +58,7 @@ def _by_hand(notes: Notes, records: dict[str, guest.Json]) -> None:
         switch.restore(name, len(notes.rows))
         switch.wait_each_second(ports[name])
         vllm.take_up(ports[name], tuple(record.get("back", ())))
-        _put_aside(Path(str(record["directory"])))
+        container.empty_directory(Path(str(record["directory"])))
         notes.add(
             "as it stands", model=name, same=measure.same(name, ask(name, ports[name]).text),
             vram_MiB=measure.vram(),
@@ -94,24 +101,6 @@ def _back(notes: Notes, name: str, port: int) -> float:
         same=measure.same(name, answer.text),
     )  # fmt: skip
     return seconds
-
-
-def _put_aside(directory: Path) -> None:
-    """podman keeps /dev/shm beside CRIU's images."""
-    for path in (directory, directory.with_name(_SHM)):
-        path.rename(path.with_name(path.name + _KEPT))
-    directory.mkdir(mode=0o700)
-
-
-def _put_back(directory: Path) -> None:
-    for path in (directory, directory.with_name(_SHM)):
-        kept = path.with_name(path.name + _KEPT)
-        if not kept.exists():
-            continue
-        if path.is_dir():
-            container.empty_directory(path)
-            path.rmdir()
-        kept.replace(path)
 
 
 def _remove_cgroups() -> None:

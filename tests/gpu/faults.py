@@ -85,7 +85,7 @@ def no_cuda_part(notes: Notes) -> None:
     """CRIU's plugin is away while a checkpoint is written, then while one is restored."""
     if not measure.HAS_GPU:
         return
-    ready(notes, snapshot="live", image_sleep="2")
+    ready(notes, (OPT,), snapshot="live", image_sleep="2")
     told(notes, "before", OPT)
     # So that there is an image of this kind to go back to.
     sh("llmuxctl", "checkpoint", OPT, timeout=120)

@@ -44,7 +44,7 @@ def parked_beside(notes: Notes) -> None:
     if not measure.HAS_GPU:
         return
     for snapshot in ("live", "pristine"):
-        ready(notes, tier="park", snapshot=snapshot, image_sleep="2")
+        ready(notes, (QWEN,), tier="park", snapshot=snapshot, image_sleep="2")
         told(notes, f"before, {snapshot}", QWEN)
         sh("llmuxctl", "park", QWEN, timeout=120)
         with _filled(notes):

@@ -70,8 +70,8 @@ def compiled(name: str) -> Path:
 
 
 def forget_compiled(name: str) -> None:
-    """Empty it."""
-    for path in compiled(name).iterdir():
+    """Empty it, where there is one."""
+    for path in compiled(name).glob("*"):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 

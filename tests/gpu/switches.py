@@ -2,9 +2,10 @@
 """The plan's steps that llmuxd does by itself: cold starts, images, parking, both ways."""
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
-from llmuxd import names
+from llmuxd.names import object_path, unit
 from tests.machine.ring import guest
 from tests.machine.ring.guest import sh
 
@@ -34,16 +35,11 @@ def cold(notes: Notes) -> None:
 
 
 def cold_again(name: str, notes: Notes) -> None:
-    """Two more of a first start: vLLM keeps what it compiled in a volume, which is emptied.
-
-    By `stop` a model's checkpoint is discarded, so that the next start is a cold one.
-    """
+    """Another first start: vLLM keeps what it compiled in a volume, which is emptied."""
     configure()
-    sh("llmuxctl", "switch", name, timeout=240)
-    for _ in range(ROUNDS - 1):
-        sh("llmuxctl", "stop", name, timeout=240)
-        measure.forget_compiled(name)
-        told(notes, "cold", name)
+    _stop(name)
+    measure.forget_compiled(name)
+    told(notes, "cold", name)
     _image_out(notes, name)
 
 
@@ -51,10 +47,16 @@ def cold_compiled(notes: Notes) -> None:
     """A cold start with what one before has compiled."""
     configure()
     name = MODELS[0]
-    sh("llmuxctl", "switch", name, timeout=240)
-    sh("llmuxctl", "stop", name, timeout=240)
+    _stop(name)
     told(notes, "cold, compiled before", name)
     _image_out(notes, name)
+
+
+def _stop(name: str) -> None:
+    """Have its next start be a cold one: a stop discards the image of a model that runs."""
+    if has_image(name):
+        sh("llmuxctl", "switch", name, timeout=240)
+    sh("llmuxctl", "stop", name, timeout=240)
 
 
 def _image_out(notes: Notes, name: str) -> None:
@@ -109,7 +111,7 @@ def park(notes: Notes) -> None:
             told(notes, "parked back", name)
             out = measure.command("llmuxctl", "park", name)
             notes.add("park out", model=name, seconds=out, vram_MiB=measure.vram())
-    mismatches = sum("its canary says" in guest.journal(names.unit(m)) for m in MODELS)
+    mismatches = sum("its canary says" in guest.journal(unit(m)) for m in MODELS)
     notes.add("canary", mismatches=mismatches)
 
 
@@ -157,13 +159,13 @@ def moment(notes: Notes) -> None:
             notes.add("both for a moment, then", vram_MiB=measure.vram())
 
 
-def ready(notes: Notes, **more: Any) -> None:
-    """llmuxd with these settings, and each model with an image to come from.
+def ready(notes: Notes, names: Sequence[str] = MODELS, **more: Any) -> None:
+    """llmuxd with these settings, and each of these models with an image to come from.
 
     A step before may have spoilt one; no cold start is to be among what this one measures.
     """
     configure(**more)
-    without = [name for name in MODELS if not has_image(name)]
+    without = [name for name in names if not has_image(name)]
     if without:
         seconds = measure.command("llmuxctl", "warmup", *without, timeout=400)
         notes.add("warmed up", models=without, seconds=seconds)
@@ -171,7 +173,7 @@ def ready(notes: Notes, **more: Any) -> None:
 
 def has_image(name: str) -> bool:
     """Whether llmuxd would bring the model back from one."""
-    path = names.object_path(name)
+    path = object_path(name)
     told = sh("busctl", "get-property", "org.llmux", path, "org.llmux.Model", "CheckpointValid")
     return told == "b true"
 
