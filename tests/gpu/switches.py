@@ -84,6 +84,8 @@ def image_switch(notes: Notes) -> None:
     In the second half each request comes with the answer before, and may find its model leaving.
     """
     configure()
+    for name in MODELS:
+        measure.leave(name)
     ask(MODELS[-1])
     for what in ("image switch", "image switch, at once"):
         for _ in range(ROUNDS):
