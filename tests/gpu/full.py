@@ -40,7 +40,10 @@ def full_gpu(notes: Notes) -> None:
 
 
 def parked_beside(notes: Notes) -> None:
-    """A parked model is to go to disk while its GPU is filled: by a dump, then without one."""
+    """A parked model is to go to disk while its GPU is filled: by a dump, then without one.
+
+    Before the latter it is asked for, and has no place there.
+    """
     if not measure.HAS_GPU:
         return
     for snapshot in ("live", "pristine"):
@@ -48,6 +51,9 @@ def parked_beside(notes: Notes) -> None:
         told(notes, f"before, {snapshot}", QWEN)
         sh("llmuxctl", "park", QWEN, timeout=120)
         with _filled(notes):
+            if snapshot == "pristine":
+                refused = _refused(QWEN)
+                notes.add("asked meanwhile", model=QWEN, **refused, state=guest.state(QWEN))
             begin = time.monotonic()
             done = subprocess.run(
                 ["llmuxctl", "checkpoint", QWEN], capture_output=True, text=True, timeout=100,

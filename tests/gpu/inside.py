@@ -35,15 +35,16 @@ STEPS = (
     plan.Step("no-cuda-part", 400, faults.no_cuda_part, takes=85),
     # From here on opt-125m has no image that is of use, and none of the next needs one.
     plan.Step("eager", 240, variants.eager, takes=85),
+    plan.Step("tune-park", 240, partial(tuning.tune, QWEN, image_sleep="2"), takes=85),
     plan.Step("small-pages", 240, variants.small_pages, takes=30),
     plan.Step("live", 300, partial(variants.live, "2"), takes=55),
+    plan.Step("eager-kv", 240, variants.eager_kv, takes=45),
     *(
         plan.Step(f"parked-{sleep}", 300, partial(variants.parked_after, sleep), takes=takes)
         for sleep, takes in (("1", 25), ("2", 20), ("off", 65))
     ),
-    plan.Step("eager-kv", 240, variants.eager_kv, takes=45),
-    plan.Step("both-fit", 240, switches.both_fit, takes=70),
     plan.Step("cold-compiled", 150, switches.cold_compiled, takes=80),
+    plan.Step("both-fit", 240, switches.both_fit, takes=70),
     plan.Step("live-whole", 300, partial(variants.live, "auto"), takes=170),
     plan.Step("tune", 600, partial(tuning.tune, QWEN), takes=350),
     plan.Step("tune-opt", 420, partial(tuning.tune, OPT), takes=230),

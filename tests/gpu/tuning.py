@@ -14,11 +14,14 @@ from .plan import Notes
 from .switches import told
 
 
-def tune(name: str, notes: Notes) -> None:
-    """Each way to leave and to come back, what was chosen of them, and the text after that."""
+def tune(name: str, notes: Notes, **more: Any) -> None:
+    """Each way to leave and to come back, what was chosen of them, and the text after that.
+
+    With `image_sleep` among these settings it is parked only: each image takes its time.
+    """
     if not measure.HAS_GPU:
         return
-    configure()
+    configure(**more)
     _note(notes, name, *_measure(name))
     told(notes, "image back, tuned", name)
     measure.leave(name)
