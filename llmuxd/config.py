@@ -46,8 +46,9 @@ OF_CONTAINER = frozenset(
 _UNIT = re.compile(r"[A-Za-z0-9:_.\\-]+(?:@[A-Za-z0-9:_.\\-]+)?\.service")
 # The number of the way in which container.py turns a definition into podman's flags: 1 had none of
 # its locks, 2 was in podman's network with all others, 3 reached from its own whatever the host
-# does, and had podman's /dev/shm. A checkpoint of another number is not restored.
-CONTAINER_FORM = 4
+# does, and had podman's /dev/shm, 4 could write to every image. A checkpoint of another number is
+# not restored.
+CONTAINER_FORM = 5
 # The C loader is ten times faster, and llmux-model reads the file at each start; it is
 # missing where PyYAML was built without libyaml.
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -155,9 +156,7 @@ class ModelConfig:
     drain_timeout: float | None = None
     served_name: str = ""
     privileged: bool = False
-    # The engines' own images write to themselves: vLLM's compile and Triton caches are below /root,
-    # and so are weights from a hub where no volume is. Whoever has volumes for these sets it.
-    read_only: bool = False
+    read_only: bool | None = None  # None: as the engine allows
     network: Reach = Reach.INTERNET
     unit: str = ""
 
@@ -172,6 +171,17 @@ class ModelConfig:
         if self.devices is not None:
             return self.devices
         return tuple(f"nvidia.com/gpu={gpu}" for gpu in self.gpus)
+
+    @property
+    def is_read_only(self) -> bool:
+        """Whether the image is read-only to the server.
+
+        By itself it is where we know the engine, and so the places that it writes to
+        (model/caches.py), and where nobody asked for a container without locks.
+        """
+        if self.read_only is None:
+            return self.engine in (Engine.VLLM, Engine.LLAMA_SERVER) and not self.privileged
+        return self.read_only
 
     @property
     def drops_kv(self) -> bool:
@@ -190,7 +200,11 @@ class ModelConfig:
             for each in fields(self)
             if each.name not in NOT_OF_CONTAINER and getattr(self, each.name) != each.default
         }
-        mine |= {"devices": self.device_names, "form": CONTAINER_FORM}
+        mine |= {
+            "devices": self.device_names,
+            "form": CONTAINER_FORM,
+            "read_only": self.is_read_only,
+        }
         if self.drops_kv:
             mine["drops_kv"] = True
         return hashlib.sha256(json.dumps(mine, sort_keys=True).encode()).hexdigest()

@@ -10,6 +10,8 @@ from pathlib import Path
 # the same directories, because the daemon reads what the models' helper writes.
 STATE_DIRECTORY = "/var/lib/llmux"
 RUNTIME_DIRECTORY = "/run/llmux"
+# The models' units alone ask for this one.
+CACHE_DIRECTORY = "/var/cache/llmux"
 
 
 def state_root() -> Path:
@@ -20,6 +22,11 @@ def state_root() -> Path:
 def runtime_root() -> Path:
     """Where that is kept which a reboot makes void."""
     return Path(os.environ.get("RUNTIME_DIRECTORY", RUNTIME_DIRECTORY))
+
+
+def cache_root() -> Path:
+    """Where that is kept which can be made again."""
+    return Path(os.environ.get("CACHE_DIRECTORY", CACHE_DIRECTORY))
 
 
 def write_json(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .. import names
 from ..config import ModelConfig
-from . import seccomp, vllm
+from . import caches, seccomp, vllm
 from .activation import conmon_pidfile
 from .network import Network
 from .process import CommandFailed, plain, run
@@ -155,7 +155,7 @@ class Container:
         profile = seccomp.profile()
         if profile is not None:
             locks.append(f"--security-opt=seccomp={profile}")
-        if model.read_only:
+        if model.is_read_only:
             # podman puts a tmpfs on /run, /tmp and /var/tmp; CRIU dumps what is in it.
             locks.append("--read-only")
         return locks
@@ -169,7 +169,9 @@ class Container:
 
     def _volumes(self) -> list[str]:
         extension = [f"{vllm.INSIDE}:{vllm.MOUNTED}:ro"]
-        return [*self._model.volumes, *(extension if self._model.drops_kv else [])]
+        model = self._model
+        kept = caches.volumes(model) if model.is_read_only else []
+        return [*kept, *model.volumes, *(extension if model.drops_kv else [])]
 
     def _arguments(self) -> list[str]:
         extension = ["--worker-extension-cls", vllm.EXTENSION]

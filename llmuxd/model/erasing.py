@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable
 
 from .. import journal, names
-from . import container, network, place
+from . import caches, container, network, place
 from .activation import Leave, order_leave
 from .checkpoint import Checkpoint, recorded
 from .process import CommandFailed, run
@@ -27,7 +27,9 @@ _STOP_TIMEOUT = 1260.0
 def main() -> int:
     """Entry point; the exit status is 1 where something had to stay, and all else is gone."""
     journal.set_up(verbose=False)
-    steps = (end_models, container.remove_all, remove_images, network.forget_rules)
+    steps = (
+        end_models, container.remove_all, remove_images, network.forget_rules, caches.forget_all,
+    )  # fmt: skip
     return 0 if all([_done(step) for step in steps]) else 1
 
 

@@ -3,7 +3,8 @@
 
 An image is as large as a server's memory, and the unit of such a model is never started again. So
 any model's helper does it, once its own start is over and nobody waits for it. What was measured of
-a model that left goes too, and networks without a container, which a power cut leaves.
+a model that left goes too, with its caches, and networks without a container, which a power cut
+leaves.
 
 One that an llmuxd of another container form took stays until its model starts, which takes its
 container away, or its room is wanted (keeping.py): with an upgrade all of them would go at once,
@@ -13,7 +14,7 @@ and whoever goes back to the release before has them still.
 import logging
 
 from ..config import ModelConfig
-from . import identity, tuning
+from . import caches, identity, tuning
 from .activation import Busy
 from .checkpoint import Checkpoint, recorded
 from .container import network_owners
@@ -34,6 +35,10 @@ def sweep(models: dict[str, ModelConfig]) -> None:
     for name in tuning.recorded():
         if name not in models:
             tuning.Tuning.forget(name)
+    try:
+        caches.forget_others(models)
+    except OSError as error:
+        log.info("the caches of models that left stay for now: %s", error)
 
 
 def _sweep(name: str, model: ModelConfig | None) -> None:

@@ -41,6 +41,7 @@ def directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """State and run-time directories of the test's own; their common parent."""
     monkeypatch.setenv("STATE_DIRECTORY", str(tmp_path / "state"))
     monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path / "run"))
+    monkeypatch.setenv("CACHE_DIRECTORY", str(tmp_path / "cache"))
     return tmp_path
 
 

@@ -335,13 +335,13 @@ MODEL = ModelConfig("a", "i")
 CHANGES: dict[str, object] = {
     "name": "b", "image": "j", "args": ("x",), "env": (("A", "b"),),
     "volumes": ("/a:/b",), "gpus": (1,), "devices": ("/dev/x",), "podman_args": ("--x",),
-    "port": 1, "shm_size": "1g", "privileged": True, "read_only": True,
+    "port": 1, "shm_size": "1g", "privileged": True, "read_only": False,
     "network": Reach.OPEN, "unit": "b.service",
 }  # fmt: skip
 KEPT: dict[str, object] = {
     "aliases": ("x",), "start_timeout": 1.0, "checkpoint": False, "health": "/live",
-    "restore_timeout": 2.0, "engine": Engine.GENERIC, "snapshot": Snapshot.LIVE, "canary": False,
-    "canary_prompt": "x", "checkpoint_dir": "/x",
+    "restore_timeout": 2.0, "engine": Engine.LLAMA_SERVER, "snapshot": Snapshot.LIVE,
+    "canary": False, "canary_prompt": "x", "checkpoint_dir": "/x",
     "tier": Tier.PARK, "vram": 1, "pin": True, "preload": True, "priority": 1, "max_wait": 1.0,
     "min_active": 1.0, "ttl": 1.0, "queue_limit": 1, "request_timeout": 1.0, "drain_timeout": 1.0,
     "image_sleep": Sleep.LEVEL_1, "park_sleep": Sleep.OFF,
@@ -367,15 +367,38 @@ def test_dropping_the_kv_cache_alone_needs_another_container(key: str) -> None:
     assert replace(drops, engine=Engine.LLAMA_SERVER).definition == llama.definition
 
 
+@pytest.mark.parametrize(
+    ("settings", "read_only"),
+    [
+        ("engine: vllm", True),
+        ("engine: llama-server", True),
+        ("engine: vllm, read_only: false", False),
+        ("engine: vllm, privileged: true", False),
+        ("engine: vllm, privileged: true, read_only: true", True),
+        ("engine: generic", False),
+        ("engine: generic, read_only: true", True),
+    ],
+)
+def test_an_image_is_read_only_where_its_engine_is_known(settings: str, read_only: bool) -> None:
+    assert one(settings).is_read_only is read_only
+
+
+def test_what_an_image_is_by_itself_may_be_written_down() -> None:
+    for engine, by_itself in (("vllm", "true"), ("generic", "false")):
+        written = one(f"engine: {engine}, read_only: {by_itself}")
+        assert written.definition == one(f"engine: {engine}").definition
+    assert one("engine: vllm").definition != one("engine: generic").definition
+
+
 def test_every_setting_is_on_one_side_or_the_other() -> None:
     assert {f.name for f in fields(ModelConfig)} == CHANGES.keys() | KEPT.keys()
 
 
 def test_a_definition_has_one_form_and_outlives_new_keys() -> None:
     """The hash of a released form: a new key at its default must leave it as it is."""
-    assert config.CONTAINER_FORM == 4
+    assert config.CONTAINER_FORM == 5
     digest = ModelConfig("facebook/opt-125m", "i", args=("--x",)).definition
-    assert digest.startswith("d4fea65177c5")
+    assert digest.startswith("817b1045aa10")
 
 
 def test_texts_do_not_flow_into_each_other_in_the_definition() -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from llmuxd import files
-from llmuxd.config import ModelConfig, Sleep
+from llmuxd import files, names
+from llmuxd.config import Engine, ModelConfig, Sleep
 from llmuxd.model import container, seccomp, vllm
 from llmuxd.model.activation import conmon_pidfile
 
@@ -42,7 +42,47 @@ def test_a_container_that_is_to_drop_its_kv_cache_has_the_extension(
 def test_any_other_has_not(monkeypatch: pytest.MonkeyPatch) -> None:
     argv = argv_of(ModelConfig("a", "i", args=("--x",)), monkeypatch)
     assert argv[-2:] == ["i", "--x"]
-    assert "--volume" not in argv
+    assert not any(vllm.MOUNTED in word for word in argv)
+
+
+def kept(model: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
+    """The model's caches: where the container has them, and where the host."""
+    pairs = set(pairwise(argv_of(model, monkeypatch)))
+    volumes = [value.split(":") for option, value in pairs if option == "--volume"]
+    return {there: Path(here) for here, there, *_ in volumes if str(files.cache_root()) in here}
+
+
+def test_a_read_only_image_has_a_place_for_each_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own; any user in the container may write there, nobody else of the host comes near."""
+    model = ModelConfig("a", "i", volumes=("/hub:/root/.cache/huggingface",))
+    mine = kept(model, monkeypatch)
+    assert set(mine) == {"/root/.cache", "/root/.nv", "/root/.triton"}
+    assert all(here.stat().st_mode & 0o7777 == 0o1777 for here in mine.values())
+    assert {here.parent for here in mine.values()} == {files.cache_root() / names.slug("a")}
+    assert mine == kept(model, monkeypatch)
+    others = kept(replace(model, name="b"), monkeypatch)
+    assert not set(mine.values()) & set(others.values())
+
+
+@pytest.mark.parametrize(
+    ("how", "places"),
+    [
+        ({"volumes": ("/c:/root/.cache",)}, {"/root/.nv", "/root/.triton"}),
+        ({"podman_args": ("--tmpfs=/root/.nv/",)}, {"/root/.cache", "/root/.triton"}),
+        (
+            {"podman_args": ("--mount", "type=bind,src=/c,dst=/root/.triton")},
+            {"/root/.cache", "/root/.nv"},
+        ),
+        ({"env": (("HOME", "/v/"),)}, {"/v/.cache", "/v/.nv", "/v/.triton"}),
+        ({"read_only": False}, set()),
+        ({"engine": Engine.GENERIC}, set()),
+    ],
+)
+def test_but_not_where_the_configuration_has_one(
+    how: dict[str, object], places: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = replace(ModelConfig("a", "i"), **how)  # type: ignore[arg-type]
+    assert set(kept(model, monkeypatch)) == places
 
 
 @pytest.fixture
@@ -61,9 +101,9 @@ def profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_container_is_locked(profile: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     argv = argv_of(ModelConfig("a", "i"), monkeypatch)
     mine = files.state_root() / "seccomp.json"
-    assert "--security-opt=no-new-privileges" in argv
+    assert {"--security-opt=no-new-privileges", "--read-only"} <= set(argv)
     assert f"--security-opt=seccomp={mine}" in argv
-    assert not {"--privileged", "--read-only"} & set(argv)
+    assert "--privileged" not in argv
     allowed, refused = json.loads(mine.read_text())["syscalls"]
     assert allowed["names"] == ["read"]
     assert refused["names"] == ["io_uring_register"]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from llmuxd import journal, names
+from llmuxd import files, journal, names
 from llmuxd.model import container, erasing, network
 from llmuxd.model.activation import Leave, take_leave_order
 from llmuxd.model.checkpoint import Checkpoint
@@ -84,6 +84,12 @@ def test_images_elsewhere_go_and_the_records_say_why(host: Host, tmp_path: Path)
     for name in ("a", "b"):
         record = Checkpoint.load(name)
         assert record is not None and record.invalid.startswith("llmuxd was removed")
+
+
+def test_caches_go(host: Host) -> None:
+    (files.cache_root() / "a" / ".cache").mkdir(parents=True)
+    assert erasing.main() == 0
+    assert list(files.cache_root().iterdir()) == []
 
 
 @pytest.mark.parametrize("broken", ["systemctl", "podman", "nft"])

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from llmuxd import files
+from llmuxd import files, names
 from llmuxd.config import ModelConfig
 from llmuxd.model import cgroup, sweeping
-from llmuxd.model.activation import one_at_a_time
+from llmuxd.model.activation import note_place, one_at_a_time
 from llmuxd.model.checkpoint import Checkpoint
 from llmuxd.model.container import Container
 from llmuxd.model.process import CommandFailed
@@ -64,6 +64,21 @@ def test_one_that_runs_keeps_it(removed: list[str], monkeypatch: pytest.MonkeyPa
     an_activation("a", 21000).save()
     sweeping.sweep({})
     assert has("a") and removed == []
+
+
+def test_caches_go_with_their_model(removed: list[str]) -> None:
+    """Not those of one that runs, or starts; where one is a link, what it leads to is kept."""
+    for name in ("a", "gone", "up", "starting"):
+        (files.cache_root() / names.slug(name) / ".cache").mkdir(parents=True)
+    elsewhere = files.state_root() / "big disk"
+    elsewhere.mkdir(parents=True)
+    (files.cache_root() / names.slug("linked")).symlink_to(elsewhere)
+    an_activation("up", 21000).save()
+    note_place("starting", [0])
+    sweeping.sweep({"a": A})
+    left = {path.name for path in files.cache_root().iterdir()}
+    assert left == {names.slug(name) for name in ("a", "up", "starting")}
+    assert elsewhere.is_dir()
 
 
 def test_one_that_is_on_its_way_keeps_it(removed: list[str]) -> None:

@@ -59,11 +59,13 @@ def eventually(what: Callable[[], object], wanted: str, timeout: float = PATIENC
 def configure(models: Json, defaults: Json | None = None, top: Json | None = None) -> None:
     """Make these the models of the host and start llmuxd. JSON is YAML; `top` are top-level keys.
 
-    Checkpoints are live ones here, so that the server's memory tells what was restored.
+    A default of None takes the one here away. Checkpoints are live ones here, so that the server's
+    memory tells what was restored.
     """
     base: Json = {"image": FAKE, "engine": "generic", "devices": [], "snapshot": "live"}
+    settings = {key: value for key, value in (base | (defaults or {})).items() if value is not None}
     CONFIG.write_text(
-        json.dumps((top or {}) | {"defaults": base | (defaults or {}), "models": models}),
+        json.dumps((top or {}) | {"defaults": settings, "models": models}),
         encoding="utf-8",
     )
     # Not one restart of both: systemctl asks for one after the other, and systemd refuses to start

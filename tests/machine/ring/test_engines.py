@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: MIT
 """Real engines: vLLM (built for the CPU) and llama-server, with real checkpoints."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+from llmuxd import names
 
 from .guest import OPT, QWEN, complete, configure, eventually, post, sh, state
 
@@ -37,11 +40,24 @@ def _llama(name: str) -> dict[str, Any]:
 
 
 def _way(model: str) -> str:
-    from llmuxd import names
-
     path = names.object_path(model)
     line = sh("busctl", "get-property", "org.llmux", path, "org.llmux.Model", "ActivatedBy")
     return line.split('"')[1]
+
+
+def _is_read_only(model: str) -> bool:
+    """Whether the server's root file system is; asked from outside, without podman's word on it."""
+    pid = sh("podman", "inspect", "--format", "{{.State.Pid}}", names.container(model))
+    lines = Path(f"/proc/{pid}/mountinfo").read_text(encoding="ascii").splitlines()
+    (options,) = (fields[5] for line in lines if (fields := line.split())[4] == "/")
+    return "ro" in options.split(",")
+
+
+def _cached(model: str) -> dict[str, tuple[int, int]]:
+    """What vLLM has put by: each file's inode and time of change."""
+    place = Path("/var/cache/llmux", names.slug(model), ".cache/vllm")
+    found = [path for path in place.rglob("*") if path.is_file()]
+    return {str(path): (path.stat().st_ino, path.stat().st_mtime_ns) for path in found}
 
 
 def _chat(model: str) -> str:
@@ -60,14 +76,16 @@ def test_vllm_two_models_take_turns_and_answer_as_before() -> None:
     configure(
         {
             OPT: _vllm("/srv/models/opt-125m", OPT),
-            # In a read-only image it keeps its caches in memory.
+            # Where it has its caches in its own images; here it is built with filled ones.
             QWEN: _vllm("/srv/models/qwen2.5-3b-instruct", QWEN)
-            | {"read_only": True, "env": {"HOME": "/tmp"}},
+            | {"env": {"VLLM_CACHE_ROOT": "/root/.cache/vllm"}},
         },
         {"volumes": VOLUMES},
     )
     sh("llmuxctl", "warmup", timeout=600)
     assert [state(OPT), state(QWEN)] == ["checkpointed", "checkpointed"]
+    cached = _cached(QWEN)
+    assert cached
     opt, qwen = complete(OPT).text, _chat(QWEN)
     for _ in range(2):
         assert complete(OPT).text == opt
@@ -79,17 +97,24 @@ def test_vllm_two_models_take_turns_and_answer_as_before() -> None:
     sh("busctl", "call", "org.llmux", "/Manager", "org.llmux.Manager", "Switch", "s", OPT)
     eventually(lambda: state(OPT) == "serving", "the switch by busctl")
     assert complete(OPT).text == opt
+    assert _is_read_only(OPT)
+    # A new container finds what the one before has put by.
+    sh("podman", "rm", "--force", names.container(QWEN))
+    assert _chat(QWEN) == qwen
+    assert _way(QWEN) == "cold" and _is_read_only(QWEN)
+    assert _cached(QWEN) == cached
 
 
 def test_llama_server_two_models_take_turns_and_answer_as_before() -> None:
     small = f"{GEMMA}-small"
     configure(
-        {GEMMA: _llama(GEMMA) | {"read_only": True}, small: _llama(small) | {"privileged": True}},
+        {GEMMA: _llama(GEMMA), small: _llama(small) | {"privileged": True}},
         {"volumes": VOLUMES},
     )
     texts = {model: complete(model).text for model in (GEMMA, small)}
     for model in (GEMMA, small, GEMMA):
         assert complete(model).text == texts[model]
         assert _way(model) == "restore"
+        assert _is_read_only(model) is (model == GEMMA)
     sh("llmuxctl", "park", GEMMA)
     assert complete(GEMMA).text == texts[GEMMA]

@@ -5,6 +5,7 @@ import errno
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -109,13 +110,16 @@ def inside(model: str) -> dict[str, str]:
     ("setting", "wanted"),
     [
         ({}, {"NoNewPrivs": "1", "CapEff": "00000000800405fb", "image": "writable"}),
-        ({"read_only": True}, {"NoNewPrivs": "1", "image": str(errno.EROFS)}),
+        (
+            {"engine": "llama-server", "canary": False},
+            {"NoNewPrivs": "1", "image": str(errno.EROFS)},
+        ),
         ({"privileged": True}, {"NoNewPrivs": "0", "image": "writable"}),
     ],
     ids=["plain", "read-only", "privileged"],
 )
 def test_a_container_is_locked_and_so_it_is_restored(
-    setting: dict[str, bool], wanted: dict[str, str]
+    setting: dict[str, Any], wanted: dict[str, str]
 ) -> None:
     two_fakes(**setting)
     text = complete(OPT).text
