@@ -432,8 +432,10 @@ class _Reader(Nodes):
                     values[name] = self.integer(node, name, low=-MAX_PRIORITY, high=MAX_PRIORITY)
                 case "queue_limit":
                     values[name] = self.integer(node, name, low=1)
-                case "checkpoint" | "pin" | "preload" | "privileged" | "read_only":
+                case "checkpoint" | "pin" | "preload" | "privileged":
                     values[name] = self.boolean(node, name)
+                case "read_only":
+                    values[name] = None if node.tag == NULL else self.boolean(node, name)
                 case "image_sleep" | "park_sleep":
                     values[name] = Sleep(self.choice(node, name, list(Sleep)))
                 case "tier":

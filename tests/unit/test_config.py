@@ -377,6 +377,7 @@ def test_dropping_the_kv_cache_alone_needs_another_container(key: str) -> None:
         ("engine: vllm, privileged: true, read_only: true", True),
         ("engine: generic", False),
         ("engine: generic, read_only: true", True),
+        ("engine: vllm, read_only: null", True),
     ],
 )
 def test_an_image_is_read_only_where_its_engine_is_known(settings: str, read_only: bool) -> None:

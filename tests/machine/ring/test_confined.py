@@ -58,8 +58,9 @@ def inside(script: str, *arguments: str) -> set[str]:
     return set(sh(*podman, script, *arguments).split())
 
 
-def serve(**more: Any) -> None:
-    configure({OPT: {"args": ["--model", OPT], **more}}, {"devices": more.pop("devices", [])})
+def serve(devices: list[str] | None, **more: Any) -> None:
+    """Start the model; with `devices` None it has those of its GPUs."""
+    configure({OPT: {"args": ["--model", OPT], **more}}, {"devices": devices})
     assert complete(OPT).text
 
 
@@ -102,12 +103,12 @@ def gpus() -> Iterator[None]:
 
 
 def test_without_a_gpu_it_has_the_devices_that_every_container_has() -> None:
-    serve()
+    serve([])
     assert inside(_DEVICES) == STANDARD | TERMINALS
 
 
 def test_of_two_gpus_it_has_the_one_that_is_its_own(gpus: None) -> None:
-    serve(engine="llama-server", canary=False, checkpoint=False, gpus=[1], devices=None)
+    serve(None, engine="llama-server", canary=False, checkpoint=False, gpus=[1])
     mine = {"/dev/nvidia1", "/dev/nvidiactl"}
     assert inside(_DEVICES) == STANDARD | TERMINALS | mine
     # The driver's files come to their places in an image that is read-only.
@@ -116,7 +117,7 @@ def test_of_two_gpus_it_has_the_one_that_is_its_own(gpus: None) -> None:
 
 
 def test_of_a_read_only_image_it_can_write_to_memory_and_its_caches() -> None:
-    serve(engine="llama-server", canary=False)
+    serve([], engine="llama-server", canary=False)
     caches = ("/root/.cache/vllm", "/root/.triton/cache", "/root/.nv/ComputeCache")
     memory = ("/tmp", "/var/tmp", "/run", "/dev/shm")
     refused = ("/root", "/usr", "/etc", "/opt", "/var/lib")
