@@ -34,9 +34,7 @@ def build() -> list[Path]:
 
 def unpack(name: str, places: list[Path], target: Path) -> None:
     """The reverse of pack, from parts that lie in any of these directories."""
-    parts = sorted(
-        {path.name: path for place in places for path in place.glob(f"{name}.tar.xz.*")}.values()
-    )
+    parts = sorted(_parts(name, places).values())
     if not parts:
         raise MachineError(f"no {name}.tar.xz.00 in {', '.join(map(str, places))}")
     target.mkdir(parents=True, exist_ok=True)
@@ -48,6 +46,15 @@ def unpack(name: str, places: list[Path], target: Path) -> None:
             ["tar", "--extract", "--xz", "--numeric-owner", f"--directory={target}"],
             stdin=whole.stdout or subprocess.DEVNULL,
         )
+
+
+def is_here(name: str, places: list[Path]) -> bool:
+    """Whether its parts are in these directories; where it has several, they come together."""
+    return bool(_parts(name, places))
+
+
+def _parts(name: str, places: list[Path]) -> dict[str, Path]:
+    return {path.name: path for place in places for path in place.glob(f"{name}.tar.xz.*")}
 
 
 def _pack(name: str, packed: cache.Entry, target: Path) -> None:

@@ -4,6 +4,7 @@
 import shutil
 import tarfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
 
@@ -45,7 +46,8 @@ def up(parts: list[Path]) -> boot.Booted:
         return running
     cgroup.remove(boot.NAME)
     with_gpu = driver.present()
-    root = prepare(parts)
+    prepare(parts)
+    root = _root(parts)
     stores = _images(parts, with_gpu=with_gpu)
     _files(root, list(stores))
     for name in ("containers", "results"):
@@ -77,12 +79,25 @@ def install(booted: boot.Booted) -> None:
         booted.shell(_SETTLE)
 
 
-def prepare(parts: list[Path]) -> Path:
-    """The part of it that needs no image: the root, which is returned, and the weights."""
+def prepare(parts: list[Path]) -> None:
+    """The weights, the root and the image, side by side; of these what parts are here for."""
     STATE.mkdir(parents=True, exist_ok=True)
+    with_gpu = driver.present()
+    acts: list[Callable[[], object]] = [
+        lambda: _once("models", lambda: _weights(with_gpu=with_gpu))
+    ]
+    if pack.is_here("root", parts):
+        acts.append(lambda: _root(parts))
+    if with_gpu and pack.is_here("vllm", parts):
+        acts.append(lambda: _images(parts, with_gpu=True))
+    with ThreadPoolExecutor(len(acts)) as pool:
+        for begun in [pool.submit(act) for act in acts]:
+            begun.result()
+
+
+def _root(parts: list[Path]) -> Path:
     root = STATE / "root"
     _once("root", lambda: pack.unpack("root", parts, root))
-    _once("models", lambda: _weights(with_gpu=driver.present()))
     return root
 
 

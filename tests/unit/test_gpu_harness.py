@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.gpu import by_hand, driver, fatbin, plan
+from tests.gpu import by_hand, driver, fatbin, pack, plan, up, userland
 from tests.gpu.inside import STEPS
 from tests.gpu.report import GPU_LINES, OPT, QWEN, Report
 
@@ -252,3 +252,21 @@ def test_each_model_goes_out_and_back_by_hand_three_times(
     ]
     switches = [row["seconds"] for row in notes.rows if row["what"] == "seed switch"]
     assert switches == [52.0] * 5
+
+
+def test_what_a_part_is_here_for_is_prepared_and_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    monkeypatch.setattr(up, "STATE", tmp_path / "state")
+    monkeypatch.setattr(driver, "present", lambda: True)
+    monkeypatch.setattr(pack, "unpack", lambda name, _parts, _target: done.append(name))
+    monkeypatch.setattr(userland, "fill", lambda _store: done.append("userland"))
+    monkeypatch.setattr(up, "_weights", lambda *, with_gpu: done.append(f"weights {with_gpu}"))
+    (tmp_path / "vllm.tar.xz.00").touch()
+
+    up.prepare([tmp_path])
+    assert sorted(done) == ["userland", "vllm", "weights True"]
+    (tmp_path / "root.tar.xz.00").touch()
+    up.prepare([tmp_path])
+    assert sorted(done) == ["root", "userland", "vllm", "weights True"]
