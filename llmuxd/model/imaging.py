@@ -234,10 +234,14 @@ def _let_go(activation: Activation, before: Checkpoint | None) -> vllm.Nap:
 
 
 def _sync(directory: Path) -> None:
-    """Have it on the disk before the record says so: a power cut must not leave empty pages."""
-    shm = directory.with_name(SHM)
-    for path in [*directory.iterdir(), *([shm] if shm.exists() else []), directory]:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW * (path != directory))
+    """Have it on the disk before the record says so: a power cut must not leave empty pages.
+
+    Nor the one before it under the new one's name: the directories above, where names changed, too.
+    """
+    place, shm = directory.resolve(), directory.with_name(SHM)
+    above = dict.fromkeys((place, place.parent, directory.parent))
+    for path in [*place.iterdir(), *([shm] if shm.exists() else []), *above]:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
             os.fsync(descriptor)
         finally:

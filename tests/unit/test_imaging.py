@@ -319,6 +319,21 @@ def test_an_image_elsewhere_is_written_there(container: FakeContainer, tmp_path:
     assert [path.name for path in tmp_path.glob("fast*")] == ["fast"]
 
 
+def test_its_names_are_on_the_disk_before_the_record_is(
+    container: FakeContainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a mkdir or rename that is not, a power cut leaves the image before, or none."""
+    fast, directory = tmp_path / "fast/image", container.facts.checkpoint_directory
+    fast.mkdir(parents=True)
+    directory.symlink_to(fast)
+    synced: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.readlink(f"/proc/self/fd/{fd}")))
+    dump(container, "first")
+    first, last = (n for n, path in enumerate(synced) if path.endswith(".json.new"))
+    by_then = synced[first:last]
+    assert {str(path) for path in (fast, fast.parent, directory.parent)} <= set(by_then)
+
+
 def test_one_that_is_larger_than_all_may_be_is_not_written_again(
     container: FakeContainer, caplog: pytest.LogCaptureFixture
 ) -> None:
