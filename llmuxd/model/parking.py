@@ -79,7 +79,8 @@ def park(activation: Activation, watch: Stopwatch) -> None:
     wake(activation, watch)
     if not activation.payload:
         raise CannotPark("its container has no cgroup of its own to be frozen")
-    parked = _leave_gpu(activation, watch) if activation.devices else Parked()
+    answer = _ask_canary(activation, watch)
+    parked = _leave_gpu(activation, answer, watch) if activation.devices else Parked(canary=answer)
     parked.save(activation.model)
     try:
         with watch.part("freeze"):
@@ -103,6 +104,7 @@ def wake(activation: Activation, watch: Stopwatch) -> bool:
         thaw(activation)
     if activation.devices:
         _return_to_gpu(activation, parked, watch)
+    _compare_canary(activation, parked, watch)
     Parked.forget(activation.model)
     return True
 
@@ -124,11 +126,36 @@ def _hold_still(activation: Activation) -> None:
         freezer.freeze(Path(activation.payload))
 
 
-def _leave_gpu(activation: Activation, watch: Stopwatch) -> Parked:
-    """Let the engine let go of what it can, then take every process of this unit off its GPUs."""
+def _ask_canary(activation: Activation, watch: Stopwatch) -> str:
+    """Also of one without a GPU: its clocks went on while it was frozen, and time limits with them.
+
+    What the server says; empty where it is not to be asked.
+    """
+    try:
+        with watch.part("canary"):
+            return canary.of_run(activation)
+    except WrongAnswer as error:
+        raise CannotPark(str(error)) from None
+
+
+def _compare_canary(activation: Activation, parked: Parked, watch: Stopwatch) -> None:
+    if not parked.canary:
+        return
     try:
         with watch.part("canary"):
             answer = canary.of_run(activation)
+    except WrongAnswer as error:
+        raise CannotWake(f"it does not come back: {error}") from None
+    if not canary.agree(parked.canary, answer):
+        raise CannotWake(f"its canary says {answer or 'nothing'}, before it was {parked.canary}")
+
+
+def _leave_gpu(activation: Activation, answer: str, watch: Stopwatch) -> Parked:
+    """Let the engine let go of what it can, then take every process of this unit off its GPUs.
+
+    `answer` is what its canary says by then.
+    """
+    try:
         nap = vllm.nap(activation.port, activation.park_sleep)
     except WrongAnswer as error:
         raise CannotPark(str(error)) from None
@@ -159,12 +186,8 @@ def _return_to_gpu(activation: Activation, parked: Parked, watch: Stopwatch) -> 
             gpu.resume(driver, list(gpu.find(driver, _processes(activation))), STEP_LIMIT)
         with watch.part("wake"):
             vllm.take_up(activation.port, parked.back)
-        with watch.part("canary"):
-            answer = canary.of_run(activation) if parked.canary else ""
     except (gpu.NoDriver, gpu.NotDone, WrongAnswer) as error:
         raise CannotWake(f"it does not come back: {error}") from None
-    if not canary.agree(parked.canary, answer):
-        raise CannotWake(f"its canary says {answer or 'nothing'}, before it was {parked.canary}")
 
 
 def _put_back(activation: Activation) -> None:

@@ -142,7 +142,7 @@ async def test_what_has_no_gpu_is_just_frozen(cuda: FakeCuda, kernel: Freezer) -
         assert activation.is_parked("a")
         await vllm.wake()
         assert kernel.log == ["freeze /payload", "thaw /payload"]
-        assert vllm.posts == [] and cuda.asked() == []
+        assert vllm.posts == ["/v1/completions"] * 2 and cuda.asked() == []
 
 
 async def test_a_container_that_does_not_freeze_is_back_on_its_gpu(
@@ -284,9 +284,11 @@ async def test_one_that_is_on_its_way_back_is_not_off_its_gpu_any_more(
         assert vllm.awake and not activation.has_parked("a")
 
 
-async def test_another_answer_than_before_is_no_comeback() -> None:
+@pytest.mark.parametrize("devices", [("nvidia.com/gpu=0",), ()])
+async def test_another_answer_than_before_is_no_comeback(devices: tuple[str, ...]) -> None:
     async with an_engine() as server:
         vllm = Vllm(server)
+        vllm.run = replace(vllm.run, devices=devices)
         await vllm.park()
         vllm.text = "!!!!"
         with pytest.raises(CannotWake, match="its canary says"):

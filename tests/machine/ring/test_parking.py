@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Models that wait in memory, and what comes of those that cannot."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +17,9 @@ from .guest import (
     container_frozen,
     counter,
     eventually,
+    image,
     journal,
+    record,
     sh,
     state,
     unit,
@@ -68,6 +72,26 @@ def test_a_model_that_cannot_leave_its_gpu_parked_is_checkpointed() -> None:
     assert "libcuda.so.1" in journal(names.unit(OPT))
     assert complete(OPT).text == text
     assert counter(OPT) == 2
+
+
+def test_a_model_that_came_back_as_another_serves_nobody() -> None:
+    _parking(engine="vllm", snapshot="pristine")
+    sh("llmuxctl", "warmup", OPT)
+    text = complete(OPT).text
+    sh("llmuxctl", "park", OPT)
+    sh("llmuxctl", "switch", OPT)
+    assert _activated_by(OPT) == "resume"
+    sh("llmuxctl", "park", OPT)
+    parked = Path(f"/run/llmux/{names.slug(OPT)}.parked.json")
+    told = json.loads(parked.read_text())
+    assert json.loads(told["canary"])["text"]
+    parked.write_text(json.dumps(told | {"canary": '{"text": "!!!!"}'}))
+    directory = image(OPT)
+    assert complete(OPT).text == text
+    # The one request, of the server that was started anew.
+    assert counter(OPT) == 1 and _activated_by(OPT) == "cold"
+    assert not directory.exists() and record(OPT)["invalid"]
+    assert "its canary says" in journal(names.unit(OPT))
 
 
 def test_a_reload_by_hand_of_a_model_that_serves_changes_nothing() -> None:
