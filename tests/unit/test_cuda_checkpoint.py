@@ -177,6 +177,26 @@ def test_call_that_hangs_ends_with_its_own_status(
     assert "process 12: it did not end within 0.2 s" in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("words", "state", "hangs"),
+    [
+        (["--get-restore-tid"], State.RUNNING, "cuCheckpointProcessGetRestoreThreadId:12"),
+        (["--action", "lock"], State.RUNNING, "cuCheckpointProcessLock:12"),
+        (["--action", "restore"], State.CHECKPOINTED, "cuInit:0"),
+        (["--action", "restore"], State.CHECKPOINTED, "cuCheckpointProcessRestore:12"),
+        (["--action", "resume"], State.CHECKPOINTED, "cuCheckpointProcessUnlock:12"),
+    ],
+)
+def test_each_call_has_a_limit(
+    run: Run, cuda: FakeCuda, words: list[str], state: State, hangs: str
+) -> None:
+    cuda.process(12, state)
+    cuda.monkeypatch.setenv("FAKE_CUDA_CODES", f"{hangs}=hang")
+    result = run(*words, "--pid", "12", "--timeout", "200")
+    assert (result.returncode, result.stdout) == (124, "")
+    assert "process 12: it did not end within" in result.stderr
+
+
 def test_hanging_one_does_not_keep_the_others_suspended(run: Run, cuda: FakeCuda) -> None:
     cuda.process(12)
     cuda.process(13)
@@ -207,6 +227,19 @@ def test_host_without_a_driver(program: Path, words: list[str], tmp_path: Path) 
     )
     assert (result.returncode, result.stdout) == (3, "")
     assert result.stderr.startswith("cuda-checkpoint: no NVIDIA driver: ")
+
+
+def test_host_without_a_driver_in_json(program: Path, tmp_path: Path) -> None:
+    (tmp_path / "libcuda.so.1").touch()
+    result = subprocess.run(
+        [program, "--get-state", "--pid", "12", "--json"],
+        env={"LD_LIBRARY_PATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    told = json.loads(result.stdout)
+    assert (result.returncode, told["status"], told["processes"]) == (3, 3, [])
+    assert told["message"].startswith("no NVIDIA driver: ")
 
 
 def test_help_needs_no_driver(program: Path, tmp_path: Path) -> None:
