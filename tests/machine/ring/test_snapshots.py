@@ -129,6 +129,19 @@ def test_a_wrong_canary_discards_the_checkpoint_and_starts_cold() -> None:
     assert not record(OPT)["invalid"]
 
 
+def test_a_canary_that_is_off_is_asked_of_nobody() -> None:
+    _pristine(canary=False)
+    sh("llmuxctl", "warmup", OPT)
+    told = record(OPT)
+    assert told["canary"] == ""
+    # Nor is one that was recorded before it was turned off.
+    path = CHECKPOINTS / f"{names.slug(OPT)}.json"
+    path.write_text(json.dumps(told | {"canary": '{"text": "!!!!"}'}), encoding="utf-8")
+    sh("llmuxctl", "switch", OPT)
+    assert "cold start: the restore" not in journal(names.unit(OPT)) and not record(OPT)["invalid"]
+    assert counter(OPT) == 0
+
+
 def test_an_engine_without_completions_may_have_a_canary_of_its_own() -> None:
     asked = {"path": "/v1/embeddings", "body": {"model": OPT, "input": "one fixed text"}}
     _pristine(engine="generic", canary=asked)
