@@ -210,6 +210,23 @@ def test_no_more_images_are_kept_than_may_be() -> None:
     assert image(OPT).exists() and image("third").exists()
 
 
+def test_no_more_is_kept_than_may_be() -> None:
+    """In bytes: two images and a half."""
+    names_of = [OPT, QWEN, "third"]
+    models = {name: {"args": ["--model", name]} for name in names_of}
+    configure(models)
+    for name in names_of[:2]:
+        assert complete(name).text
+        sh("llmuxctl", "checkpoint", name)
+    configure(models, top={"checkpoint_space": f"{record(OPT)['size'] * 5 // 2048}KiB"})
+    gone = image(OPT)
+    assert complete("third").text
+    sh("llmuxctl", "checkpoint", "third")
+    assert not gone.exists() and image(QWEN).exists() and image("third").exists()
+    assert [state(name) for name in names_of] == ["cold", "checkpointed", "checkpointed"]
+    assert "checkpoint_space is" in journal(names.unit("third"))
+
+
 def test_images_may_lie_in_a_directory_of_their_own(tmpfs: Path) -> None:
     _pristine(checkpoint_dir=str(tmpfs))
     sh("mount", "-t", "tmpfs", "-o", "mode=0700,size=1g", "images", str(tmpfs))
