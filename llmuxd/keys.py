@@ -12,8 +12,9 @@ from pathlib import Path
 
 import yaml
 
-from .config import MAX_PRIORITY, MAX_SIZE, Config
+from .config import Config
 from .errors import ConfigInvalid, NoSuchModel
+from .llmux_yaml import MAX_PRIORITY, MAX_SIZE
 from .nodes import Nodes
 
 _HASH = re.compile(r"[0-9a-f]{64}")

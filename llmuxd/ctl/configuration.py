@@ -10,7 +10,7 @@ from pathlib import Path
 
 import yaml
 
-from .. import accepted, config
+from .. import accepted, config, llmux_yaml
 from ..errors import ConfigInvalid
 from .exits import Exit
 from .models import print_json
@@ -70,7 +70,7 @@ def _model(model: config.ModelConfig) -> dict[str, object]:
     values = {each.name: _plain(getattr(model, each.name)) for each in fields(model)}
     values |= {"env": dict(model.env), "devices": list(model.device_names)}
     values["checkpoint_dir"] = model.checkpoint_dir or None
-    left_out = {"name"} | (config.OF_CONTAINER if model.unit else {"unit"})
+    left_out = {"name"} | (llmux_yaml.OF_CONTAINER if model.unit else {"unit"})
     return {key: value for key, value in values.items() if key not in left_out}
 
 

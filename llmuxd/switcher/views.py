@@ -3,8 +3,9 @@
 
 from math import inf
 
-from ..config import MAX_PRIORITY, Tier
+from ..config import Tier
 from ..costs import Cost, Costs
+from ..llmux_yaml import MAX_PRIORITY
 from ..policy import ModelView, Need, Stage
 from ..state import State
 from .costbook import CostBook
