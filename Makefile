@@ -227,6 +227,11 @@ demo:
 bench-proxy:
 	.venv/bin/python -m tests.bench.proxy
 
+# What of a switch is llmuxd's own, part by part, in the machine.
+.PHONY: bench-share
+bench-share:
+	python3 -m tests.machine run -- sh -c 'cd /usr/src/llmuxd && exec python3 -B -m tests.bench.own_share'
+
 # Ten switches each way between two vLLM models, in the machine: a table, ratios and goals.
 .PHONY: bench-switch
 bench-switch:

@@ -15,8 +15,8 @@ from tests.bench.goals import Goals
 Row = dict[str, Any]
 
 OPT, QWEN = "facebook/opt-125m", "Qwen/Qwen2.5-3B-Instruct"
-# Comparing an image's record with this host and its files.
-OWN_PARTS = ("look",)
+# Comparing an image's record with this host and its files, and closing the container's network.
+OWN_PARTS = ("look", "close")
 # Of llmuxctl check.
 GPU_LINES = (
     *("driver", "libcuda", "gpus", "vram", "io_uring"),
@@ -146,7 +146,7 @@ class Report:
         theirs that began before the way in did: what leaves beside it nobody waits for.
         """
         return [
-            _share(row) - self._warm(row)
+            share(row) - self._warm(row)
             for row in self.rows
             if row["what"] in SWITCHES and row.get("moves") and "asked" in row
         ]
@@ -159,29 +159,29 @@ class Report:
         return None if value is None or empty is None else value - empty
 
 
-def _share(row: Row) -> float:
+def share(row: Row) -> float:
     asked, answered = float(row["asked"]), float(row["asked"]) + float(row["first"])
-    ways_in = [_span(move) for move in row["moves"] if move["direction"] == "in"]
+    ways_in = [span(move) for move in row["moves"] if move["direction"] == "in"]
     came = max(begin for begin, _ in ways_in) if ways_in else answered
     share, reached = 0.0, asked
-    for move in sorted(row["moves"], key=_span):
-        begin, end = _span(move)
+    for move in sorted(row["moves"], key=span):
+        begin, end = span(move)
         if move["direction"] == "out":
             end = min(end, came)
         if end <= max(begin, asked):
             continue
-        share += max(0.0, begin - reached) + _own(move)
+        share += max(0.0, begin - reached) + own(move)
         reached = max(reached, end)
     return share + max(0.0, answered - reached)
 
 
-def _span(move: Row) -> tuple[float, float]:
+def span(move: Row) -> tuple[float, float]:
     """When it began and ended, in Unix time."""
     ended = float(move["ended"])
     return ended - float(move["seconds"]), ended
 
 
-def _own(move: Row) -> float:
+def own(move: Row) -> float:
     """What of a way out or in was llmuxd's own doing: looking things up, and what has no name."""
     others = sum(float(took) for part, took in move["parts"].items() if part not in OWN_PARTS)
     return float(move["seconds"]) - others

@@ -154,7 +154,7 @@ def test_own_share_is_what_the_parts_leave() -> None:
     # 0.1 before the first, 0.02 of it, 0.03 between the two, 0.1 for a look, 0.05 after them
     one_by_one = (
         _move("out", 100.1, 101.12, suspend=1.0),
-        _move("in", 101.15, 101.95, look=0.1, resume=0.7),
+        _move("in", 101.15, 101.95, look=0.06, close=0.04, resume=0.7),
     )
     assert _shares(*one_by_one) == [pytest.approx(0.25)]
 
