@@ -25,8 +25,9 @@ NOT_OF_CONTAINER = frozenset(
 )  # fmt: skip
 # The number of the way in which container.py turns a definition into podman's flags: 1 had none of
 # its locks, 2 was in podman's network with all others, 3 reached from its own whatever the host
-# does, and had podman's /dev/shm. A checkpoint of another number is not restored.
-CONTAINER_FORM = 4
+# does, and had podman's /dev/shm, 4 could write to every image. A checkpoint of another number is
+# not restored.
+CONTAINER_FORM = 5
 
 
 class Engine(StrEnum):

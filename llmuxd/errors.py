@@ -5,7 +5,12 @@ An error here is the user's mistake or the world's fault: one line that says wha
 a hint that says what to do next. Anything else is a bug and stays a traceback in the journal.
 """
 
-from typing import ClassVar
+from __future__ import annotations
+
+# Not imported in fact: names.py, which is imported in haste, needs these errors.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import ClassVar
 
 
 class LlmuxError(Exception):

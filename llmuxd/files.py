@@ -6,10 +6,11 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-# systemd names these two for a unit that asks for them (systemd.exec(5)); both units ask for
-# the same directories, because the daemon reads what the models' helper writes.
+from . import run_files
+
+# systemd names this one, and run_files.DIRECTORY, for a unit that asks for them (systemd.exec(5));
+# both units ask for the same directories, because the daemon reads what the models' helper writes.
 STATE_DIRECTORY = "/var/lib/llmux"
-RUNTIME_DIRECTORY = "/run/llmux"
 # The models' units alone ask for this one.
 CACHE_DIRECTORY = "/var/cache/llmux"
 
@@ -21,7 +22,7 @@ def state_root() -> Path:
 
 def runtime_root() -> Path:
     """Where that is kept which a reboot makes void."""
-    return Path(os.environ.get("RUNTIME_DIRECTORY", RUNTIME_DIRECTORY))
+    return Path(run_files.directory())
 
 
 def cache_root() -> Path:

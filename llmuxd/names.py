@@ -3,10 +3,11 @@
 
 A name is free text such as `Qwen/Qwen2.5-3B-Instruct`. systemd, D-Bus and podman each allow
 fewer characters, so each has its own reversible or unique form of it here.
+
+Without `re`: a model's unit waits for what is imported here, three times in a switch (handing.py).
 """
 
 import hashlib
-import re
 
 from .errors import InvalidName
 
@@ -23,6 +24,9 @@ MAX_SLUG_STEM = 40
 _UNIT_SAFE = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789:_.")
 _LABEL_SAFE = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789")
 _DIGITS = frozenset(b"0123456789")
+_LOWER_HEX = _DIGITS | frozenset(b"abcdef")
+_HEX = _LOWER_HEX | frozenset(b"ABCDEF")
+_SLUG_SAFE = frozenset("abcdefghijklmnopqrstuvwxyz0123456789.")
 
 
 def check(name: str) -> str:
@@ -59,12 +63,8 @@ def escape(name: str) -> str:
 def unescape(instance: str) -> str:
     """The name behind a unit instance, as `systemd-escape --unescape` reads it."""
 
-    def to_byte(match: re.Match[bytes]) -> bytes:
-        return bytes([int(match[1], 16)])
-
-    raw = instance.encode().replace(b"-", b"/")
     try:
-        return re.sub(rb"\\x([0-9a-fA-F]{2})", to_byte, raw).decode()
+        return _decode(instance.encode().replace(b"-", b"/"), b"\\x", _HEX).decode()
     except UnicodeDecodeError:
         raise InvalidName(f"the unit instance {instance!r} is not valid text") from None
 
@@ -90,7 +90,8 @@ def slug(name: str) -> str:
 
     Many names share one readable form (`a/b`, `a-b`), so a digest of the name always follows.
     """
-    stem = re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-.")[:MAX_SLUG_STEM].strip("-.")
+    dashed = "".join(char if char in _SLUG_SAFE else "-" for char in name.lower())
+    stem = "-".join(filter(None, dashed.split("-"))).strip("-.")[:MAX_SLUG_STEM].strip("-.")
     return f"{stem}-{digest(name)}" if stem else digest(name)
 
 
@@ -121,8 +122,16 @@ def from_object_path(path: str) -> str | None:
     if label == "_":
         return ""
     try:
-        return re.sub(
-            rb"_([0-9a-f]{2})", lambda match: bytes([int(match[1], 16)]), label.encode()
-        ).decode()
+        return _decode(label.encode(), b"_", _LOWER_HEX).decode()
     except UnicodeDecodeError:
         return None
+
+
+def _decode(raw: bytes, mark: bytes, digits: frozenset[int]) -> bytes:
+    """Each `mark` with two digits behind it is the byte of that number; any other stands."""
+    first, *rest = raw.split(mark)
+    out = first
+    for part in rest:
+        good = len(part) > 1 and part[0] in digits and part[1] in digits
+        out += bytes([int(part[:2], 16)]) + part[2:] if good else mark + part
+    return out

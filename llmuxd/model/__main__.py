@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """llmux-model VERB INSTANCE: the commands of llmux-model@.service."""
 
-import argparse
 import logging
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import sdnotify
@@ -11,12 +11,10 @@ import sdnotify
 from .. import accepted, config, journal, names, stored
 from ..errors import LlmuxError, NoSuchModel, StateNotKept, StateTooNew
 from ..events import Event, about
-from . import mirrored, sweeping
+from . import mirrored
 from .attending import Attending, DiedAlone
-from .bystander import Bystander
 from .keeping import Limits
 from .lifecycle import Lifecycle
-from .mirroring import Mirror
 from .parking import CannotPark, CannotWake
 from .process import CommandFailed
 from .starting import StartFailed
@@ -31,14 +29,22 @@ _EVENTS: dict[type[Exception], Event] = {
 }
 
 
+VERBS = ("start", "stop", "reload", "clean-up")
+
+
+@dataclass
+class Arguments:
+    """The command line. `instance` is the unit's, as systemd-escape writes it."""
+
+    verb: str
+    instance: str
+    config: Path | None = None
+    verbose: bool = False
+
+
 def main() -> int:
     """Entry point; the exit status is 0, 1 where the model failed, 2 where it is not known."""
-    parser = argparse.ArgumentParser(prog="llmux-model", description=__doc__)
-    parser.add_argument("verb", choices=["start", "stop", "reload", "clean-up"])
-    parser.add_argument("instance", help="the unit's instance (%%i), as systemd-escape writes it")
-    parser.add_argument("-c", "--config", type=Path, default=None)
-    parser.add_argument("-v", "--verbose", action="store_true")
-    arguments = parser.parse_args()
+    arguments = _arguments()
     journal.set_up(verbose=arguments.verbose)
     try:
         name = names.unescape(arguments.instance)
@@ -51,15 +57,36 @@ def main() -> int:
     return _run(arguments.verb, _attending(model, arguments.config), arguments.config)
 
 
+def _arguments() -> Arguments:
+    match sys.argv[1:]:
+        case [verb, "--", instance] if verb in VERBS:
+            return Arguments(verb, instance)
+        case _:
+            pass
+    # A model's unit, which asks as above, would wait for it.
+    import argparse
+
+    parser = argparse.ArgumentParser(prog="llmux-model", description=__doc__)
+    parser.add_argument("verb", choices=VERBS)
+    parser.add_argument("instance", help="the unit's instance (%%i), as systemd-escape writes it")
+    parser.add_argument("-c", "--config", type=Path, default=None)
+    parser.add_argument("-v", "--verbose", action="store_true")
+    return Arguments(**vars(parser.parse_args()))
+
+
 def _attending(model: config.ModelConfig, path: Path | None) -> Attending:
     """Another unit's mirror where it is, or was started as, one."""
     if model.unit or (not model.image and mirrored.unit_of(model.name)):
+        from .mirroring import Mirror
+
         return Mirror(model)
     try:
         stored.bring_up_to_date()
     except (StateTooNew, StateNotKept) as error:
         # Not of a start: that has come to its end by then.
         log.warning("%s", error)
+        from .bystander import Bystander
+
         return Bystander(model)
     return Lifecycle(model, lambda: _limits(path))
 
@@ -69,6 +96,9 @@ def _model(name: str, path: Path | None, verb: str) -> config.ModelConfig:
     if verb != "start":
         return config.ModelConfig(name=name, image="")
     stored.bring_up_to_date()
+    known = None if path else accepted.model(name)
+    if known is not None:
+        return known
     found = _load(path)
     if name not in found.models:
         raise NoSuchModel(f"{found.path} has no model {name!r}")
@@ -90,7 +120,13 @@ def _limits(path: Path | None) -> Limits:
 
 def _start(attending: Attending, path: Path | None) -> None:
     watched = attending.start()
-    # Nobody waits any more, but for the next park.
+    attending.stay(watched, lambda: _sweep(attending, path))
+
+
+def _sweep(attending: Attending, path: Path | None) -> None:
+    """Nobody waits any more."""
+    from . import sweeping
+
     try:
         sweeping.sweep(_load(path).models)
     except LlmuxError as error:
@@ -98,7 +134,6 @@ def _start(attending: Attending, path: Path | None) -> None:
     if attending.was_cold:
         # It took its time anyway.
         sweeping.sweep_networks()
-    attending.stay(watched)
 
 
 def _run(verb: str, attending: Attending, path: Path | None) -> int:

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from .. import files, names
+from .. import files, names, run_files
 from ..config import CANARY_PROMPT, CONTAINER_FORM, Question, Sleep, Snapshot
 from .identity import Identity, of_json
 
@@ -156,21 +156,27 @@ def forget_leave(model: str) -> None:
 
 
 def take_leave_order(model: str) -> LeaveOrder:
-    """The order for the stop that has begun; an order holds once."""
-    raw = files.read_json(_order_path(model)) or {}
+    """The order for the stop that has ended; an order holds once."""
+    order = leave_order(model)
     _order_path(model).unlink(missing_ok=True)
+    return order
+
+
+def leave_order(model: str) -> LeaveOrder:
+    """The order for the stop that has begun, and may have to begin once more (handing.py)."""
+    raw = files.read_json(_order_path(model)) or {}
     leave = Leave.STOP if raw.get("leave") == Leave.STOP.value else Leave.CHECKPOINT
     return LeaveOrder(leave, files.texts(raw.get("wanted")), _sleep(raw.get("sleep")))
 
 
 def conmon_pidfile(model: str) -> Path:
     """Where conmon writes its pid; the path is part of the container, so it must not change."""
-    return files.runtime_root() / f"{names.slug(model)}.conmon.pid"
+    return Path(run_files.path(model, run_files.CONMON))
 
 
 def stopping_mark(model: str) -> Path:
     """Exists while an ordered stop runs: tells it from a server that died by itself."""
-    return files.runtime_root() / f"{names.slug(model)}.stopping"
+    return Path(run_files.path(model, run_files.STOPPING))
 
 
 def order_park(model: str, sleep: Sleep | None = None) -> None:
@@ -195,7 +201,7 @@ PARKED = "parked"
 
 def socket_path(model: str) -> Path:
     """Where the helper that stays in the unit listens (resident.py)."""
-    return files.runtime_root() / f"{names.slug(model)}.sock"
+    return Path(run_files.path(model, run_files.SOCKET))
 
 
 class Busy(Exception):
@@ -255,18 +261,18 @@ def parked_memory(model: str) -> int:
 
 def parked_path(model: str) -> Path:
     """What parking.py has to undo."""
-    return files.runtime_root() / f"{names.slug(model)}.parked.json"
+    return Path(run_files.path(model, run_files.PARKED))
 
 
 def mark_kept(model: str) -> None:
     """The ordered stop left a container with a good image: nothing is to be cleaned but that."""
-    stopping_mark(model).write_text("kept", encoding="ascii")
+    stopping_mark(model).write_bytes(run_files.KEPT)
 
 
 def was_kept(model: str) -> bool:
     """Whether the stop said so."""
     mark = stopping_mark(model)
-    return mark.exists() and mark.read_text(encoding="ascii") == "kept"
+    return mark.exists() and mark.read_bytes() == run_files.KEPT
 
 
 def _sleep(raw: object) -> Sleep | None:
@@ -274,16 +280,16 @@ def _sleep(raw: object) -> Sleep | None:
 
 
 def _path(model: str) -> Path:
-    return files.runtime_root() / f"{names.slug(model)}.json"
+    return Path(run_files.path(model, run_files.ACTIVATION))
 
 
 def _place_path(model: str) -> Path:
-    return files.runtime_root() / f"{names.slug(model)}.place.json"
+    return Path(run_files.path(model, run_files.PLACE))
 
 
 def _order_path(model: str) -> Path:
-    return files.runtime_root() / f"{names.slug(model)}.leave.json"
+    return Path(run_files.path(model, run_files.LEAVE_ORDER))
 
 
 def _park_order_path(model: str) -> Path:
-    return files.runtime_root() / f"{names.slug(model)}.park.json"
+    return Path(run_files.path(model, run_files.PARK_ORDER))

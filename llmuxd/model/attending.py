@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: MIT
 """What a model's unit does, and in the same way for every model: it parks it and brings it back."""
 
+import importlib
 import logging
+import socket
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import sdnotify
 
+from .. import __version__
 from ..config import Sleep
 from ..events import Event, about
 from . import parking, resident
@@ -20,6 +23,7 @@ from .activation import (
     stopping_mark,
     take_park_order,
 )
+from .handing import DONE
 from .moves import Direction, Stopwatch
 
 log = logging.getLogger("llmux-model")
@@ -35,6 +39,7 @@ class Attending(ABC):
     def __init__(self, name: str):
         self._name = name
         self.was_cold = False
+        self._listening: socket.socket | None = None
         self._notify = sdnotify.SystemdNotifier().notify
 
     @abstractmethod
@@ -64,12 +69,32 @@ class Attending(ABC):
         else:
             self._wake(activation)
 
-    def stay(self, watched: int) -> None:
-        """After the start: park and wake the model when llmuxd asks, for as long as it runs."""
-        resident.stay(self._name, watched, self._answer)
+    def stay(self, watched: int, meanwhile: Callable[[], None]) -> None:
+        """After the start: park, wake and stop the model when asked, for as long as it runs.
+
+        `meanwhile` is done beside that, once.
+        """
+        assert self._listening is not None, "it was not started"
+        for name in parking.LATER:
+            importlib.import_module(f".{name}", __package__)
+        resident.apart(meanwhile, self._listening)
+        resident.stay(self._name, self._listening, watched, self._answer)
+
+    def _listen(self) -> None:
+        """Before it is known to serve: whoever hears of that may ask at once."""
+        self._listening = resident.listen(self._name)
+
+    def _stop_when_asked(self) -> bool:
+        """Stop it by the helper that stayed; False where its ExecStop has to do it."""
+        return False
 
     def _answer(self, verb: str) -> str:
-        """Do what llmuxd asks; `done`, or why not. `park 2` lets go of other than usual."""
+        """Do what llmuxd asks; `done`, or why not. `park 2` lets go of other than usual.
+
+        `stop VERSION` is ExecStop's, of that release.
+        """
+        if verb == f"stop {__version__}":
+            return DONE if self._stop_when_asked() else "failed: it is for ExecStop"
         activation = Activation.load(self._name)
         if activation is None:
             return "failed: it does not run"
@@ -89,7 +114,7 @@ class Attending(ABC):
         except parking.CannotWake as error:
             log.error("%s", error, extra=about(Event.WAKE_FAILED, phase=verb))
             return f"failed: {error}"
-        return "done"
+        return DONE
 
     def _begin(self, gpus: Sequence[int]) -> None:
         """It starts, on these GPUs; what an earlier run was told counts no more."""

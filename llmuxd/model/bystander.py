@@ -19,8 +19,8 @@ log = logging.getLogger("llmux-model")
 class Bystander(Lifecycle):
     """A model in a container; neither its image nor its record is written, read or removed."""
 
-    def _stop(self, facts: Facts, order: LeaveOrder) -> None:
-        watch = Stopwatch("kill")
+    def _stop(self, facts: Facts, order: LeaveOrder, watch: Stopwatch) -> None:
+        watch.way = "kill"
         activation = Activation.load(self._model.name)
         if activation is not None:
             parking.thaw(activation)

@@ -11,7 +11,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from .. import run_files, stored
 from ..config import ModelConfig, Snapshot, Tier
+from ..errors import StateTooNew
 from ..events import Event, about
 from . import canary, cgroup, freezer, identity, imaging, parking, place, tuning, vllm
 from .activation import (
@@ -20,13 +22,10 @@ from .activation import (
     Leave,
     LeaveOrder,
     Way,
-    conmon_pidfile,
+    leave_order,
     mark_kept,
     one_at_a_time,
-    socket_path,
     stopping_mark,
-    take_leave_order,
-    take_park_order,
     was_kept,
 )
 from .attending import Attending, DiedAlone
@@ -52,6 +51,7 @@ class Lifecycle(Attending):
         self._model = model
         self._container = Container(model)
         self._limits = limits
+        self._facts: Facts | None = None
 
     def start(self) -> int:
         """Bring the model to health and hand the unit's main process over to conmon."""
@@ -65,10 +65,26 @@ class Lifecycle(Attending):
         self._activation(running, move.seconds).save()
         move.save(self._model.name, Direction.IN)
         mark_used(self._model.name)
+        self._facts = self._known(running)
+        self._listen()
         status = f"serving ({move.way}, {move.seconds:.2f} s)"
         self._notify(f"MAINPID={running.conmon_pid}\nREADY=1\nSTATUS={status}")
         self.was_cold = bool(running.why_cold)
         return running.conmon_pid
+
+    def _known(self, running: Running) -> Facts | None:
+        """What podman would say of the container that was restored; it needs 0.1 s for that."""
+        record = None if running.why_cold else Checkpoint.load(self._model.name)
+        if record is None:
+            return None
+        return Facts(
+            id=record.container_id,
+            image_id=record.identity.image_id,
+            running=True,
+            pid=running.pid,
+            conmon_pid=running.conmon_pid,
+            userdata=Path(record.directory).parent,
+        )
 
     def _activation(self, running: Running, seconds: float) -> Activation:
         here = self._identity(running)
@@ -117,16 +133,37 @@ class Lifecycle(Attending):
 
     def stop(self) -> None:
         """By default with a checkpoint."""
-        order = take_leave_order(self._model.name)
-        facts = self._container.inspect()
-        if facts is None or not facts.running:
+        order = leave_order(self._model.name)
+        watch = Stopwatch(order.leave)
+        with watch.part("inspect"):
+            facts = self._running()
+        if facts is None:
             return
         stopping_mark(self._model.name).touch()
         with one_at_a_time(self._model.name):
-            self._stop(facts, order)
+            self._stop(facts, order, watch)
 
-    def _stop(self, facts: Facts, order: LeaveOrder) -> None:
-        watch = Stopwatch(order.leave)
+    def _stop_when_asked(self) -> bool:
+        try:
+            # A newer release, which was put back to this one while the model ran, has its own way.
+            stored.form()
+            self.stop()
+        except (StateTooNew, CommandFailed) as error:
+            log.error("%s", error, extra=about(phase="stop"))
+            return False
+        return True
+
+    def _running(self) -> Facts | None:
+        """What there is to be stopped; None where the container has ended."""
+        if self._facts is not None and self._container.pids() == (
+            self._facts.pid,
+            self._facts.conmon_pid,
+        ):
+            return self._facts
+        facts = self._container.inspect()
+        return facts if facts is not None and facts.running else None
+
+    def _stop(self, facts: Facts, order: LeaveOrder, watch: Stopwatch) -> None:
         activation = Activation.load(self._model.name)
         if order.leave is Leave.CHECKPOINT and activation is not None and activation.checkpoint:
             if self._leave_image(facts, activation, order, watch):
@@ -186,17 +223,11 @@ class Lifecycle(Attending):
         name = self._model.name
         ordered, kept = stopping_mark(name).exists(), was_kept(name)
         started = Activation.load(name) is not None
-        stopping_mark(name).unlink(missing_ok=True)
-        take_leave_order(name)
-        take_park_order(name)
-        parking.Parked.forget(name)
-        socket_path(name).unlink(missing_ok=True)
         if not ordered:
             # A start that was cut short: its podman holds the container's lock for as long as
             # CRIU takes, and systemd kills what is left only after this.
             cgroup.kill_others()
-        Activation.forget(name)
-        conmon_pidfile(name).unlink(missing_ok=True)
+        run_files.forget(name)
         if not kept:
             self._clean_container(tidy=ordered)
         if started and not ordered:

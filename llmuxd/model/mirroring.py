@@ -68,6 +68,7 @@ class Mirror(Attending):
             unit=model.unit,
         ).save()
         move.save(model.name, Direction.IN)
+        self._listen()
         # This very process is the unit's main one.
         self._notify(f"READY=1\nSTATUS=serving ({model.unit}, {move.seconds:.2f} s)")
         return main

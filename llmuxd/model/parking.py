@@ -12,10 +12,13 @@ from pathlib import Path
 
 from .. import files
 from ..events import Event, about
-from . import canary, cgroup, freezer, gpu, signals, vllm, vram
+from . import canary, cgroup, freezer, signals, vllm
 from .activation import Activation, parked_path
 from .moves import Stopwatch
 from .server import WrongAnswer
+
+# What is needed by a model with a GPU that is parked or woken alone: a start would wait for it.
+LATER = ("gpu", "vram")
 
 log = logging.getLogger("llmux-model")
 
@@ -155,6 +158,8 @@ def _leave_gpu(activation: Activation, answer: str, watch: Stopwatch) -> Parked:
 
     `answer` is what its canary says by then.
     """
+    from . import gpu, vram
+
     try:
         nap = vllm.nap(activation.port, activation.park_sleep)
     except WrongAnswer as error:
@@ -180,6 +185,8 @@ def _leave_gpu(activation: Activation, answer: str, watch: Stopwatch) -> Parked:
 
 
 def _return_to_gpu(activation: Activation, parked: Parked, watch: Stopwatch) -> None:
+    from . import gpu
+
     try:
         with watch.part("resume"):
             driver = gpu.Driver()

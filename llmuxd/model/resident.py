@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""What stays of a model's start: a process that parks the model, and brings it back, when asked.
+"""What stays of a model's start: a process that parks it, brings it back and stops it, when asked.
 
 A helper that is started for each park and each wake takes 0.1 s to load Python and what it
-imports, twice in a switch of 0.2 s. This one has it all loaded, and forks: whatever a park does to
-its process (CUDA's driver is loaded into it) ends with that. It listens at a socket that only root
-may use, answers each verb with one line, and ends with the container.
+imports, twice in a switch of 0.2 s; for a stop that is as long (handing.py). This one has it all
+loaded, and forks: whatever a park does to its process (CUDA's driver is loaded into it) ends with
+that. It listens at a socket that only root may use, answers each verb with one line, and ends with
+the container.
 """
 
 import contextlib
@@ -13,6 +14,7 @@ import logging
 import os
 import select
 import socket
+import time
 from collections.abc import Callable
 
 from .activation import socket_path
@@ -27,20 +29,40 @@ LINGER = 1.0
 Act = Callable[[str], str]
 
 
-def stay(model: str, conmon: int, act: Act) -> None:
-    """Answer until conmon ends. `act` does what a verb says, and returns the line to answer."""
+def listen(model: str) -> socket.socket:
+    """The socket to be asked at: who asks before `stay` waits for it."""
     path = socket_path(model)
     path.unlink(missing_ok=True)
-    try:
-        pidfd = os.pidfd_open(conmon)
-    except ProcessLookupError:
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listening.bind(str(path))
+    path.chmod(0o600)
+    listening.listen()
+    return listening
+
+
+def apart(work: Callable[[], None], listening: socket.socket) -> None:
+    """Do what nobody waits for in a process of its own, which `stay` does not wait for either."""
+    child = os.fork()
+    if child != 0:
+        os.waitpid(child, 0)
         return
+    try:
+        if os.fork() == 0:
+            listening.close()
+            work()
+            time.sleep(LINGER)
+    except Exception:
+        log.exception("a bug")
+    finally:
+        os._exit(0)
+
+
+def stay(model: str, listening: socket.socket, conmon: int, act: Act) -> None:
+    """Answer until conmon ends. `act` does what a verb says, and returns the line to answer."""
     # What is loaded now is shared with every child for as long as nobody writes to it.
     gc.freeze()
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listening:
-        listening.bind(str(path))
-        path.chmod(0o600)
-        listening.listen()
+    with listening, contextlib.suppress(ProcessLookupError):
+        pidfd = os.pidfd_open(conmon)
         poll = select.poll()
         poll.register(listening, select.POLLIN)
         poll.register(pidfd, select.POLLIN)
@@ -54,13 +76,14 @@ def stay(model: str, conmon: int, act: Act) -> None:
             if ready:
                 with contextlib.suppress(OSError):
                     children += _answer(listening, act)
-    path.unlink(missing_ok=True)
+    socket_path(model).unlink(missing_ok=True)
 
 
 def _answer(listening: socket.socket, act: Act) -> list[int]:
     """One question: a child does what it asks, and has ended, but is a process still."""
     asking, _ = listening.accept()
-    with asking:
+    with contextlib.ExitStack() as closed:
+        closed.enter_context(asking)
         asking.settimeout(HEAR_LIMIT)
         verb = asking.recv(64).decode(errors="replace").strip()
         if not verb:
@@ -69,7 +92,11 @@ def _answer(listening: socket.socket, act: Act) -> list[int]:
         if child == 0:
             listening.close()
             _act(asking, verb, act)
-        os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+        ended = os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+        if verb.startswith("stop") and ended is not None and ended.si_status == 0:
+            # Its end tells who asked that this process has ended too, with the container.
+            closed.pop_all()
+            asking.detach()
     return [child]
 
 

@@ -42,6 +42,7 @@ class Running:
     """A healthy server: its port on 127.0.0.1, the process that watches it, its cgroup.
 
     `why_cold`: why it was not restored; empty where it was, and `identity` is its image's then.
+    `pid` is its first process.
     """
 
     port: int
@@ -49,6 +50,7 @@ class Running:
     payload: str
     why_cold: str = ""
     identity: Identity | None = None
+    pid: int = 0
 
 
 class Start:
@@ -72,11 +74,11 @@ class Start:
         CommandFailed where podman does not work, or its network cannot be closed: nothing was done.
         """
         self._watch.way = Way.RESTORE
-        with self._watch.part("close"):
-            self._container.network.close()
+        closing = Asked(self._container.network.close)
         try:
-            return self._restore()
+            return self._restore(closing)
         except CannotRestore as reason:
+            closing.answer()
             self._watch.way = Way.COLD
             log.info("cold start: %s", reason, extra=about(Event.MODEL_COLD_START))
             # Where podman does not work this fails, and the checkpoint is good for another time.
@@ -85,10 +87,12 @@ class Start:
             void_checkpoint(self._model.name, reason.why)
             return replace(self._start_cold(), why_cold=str(reason))
 
-    def _restore(self) -> Running:
+    def _restore(self, closing: Asked[None]) -> Running:
         """Restore if there is something to restore; CannotRestore has the reason otherwise."""
         with self._watch.part("look"):
             record = self._usable()
+        with self._watch.part("close"):
+            closing.answer()
         self._tell("restoring the checkpoint")
         # The health is asked for by it, and it takes time to load.
         Asked(lambda: importlib.import_module("http.client"))
@@ -122,7 +126,8 @@ class Start:
             # Perhaps it would have, had it not slept.
             record = replace(record, slept_badly=bool(record.back) and not record.trial)
             raise self._not_restored(record, str(error)) from None
-        _check_image(record, image)
+        with self._watch.part("image"):
+            _check_image(record, image)
         if record.overslept:
             replace(record, overslept=False).save()
         return replace(running, identity=record.identity)
@@ -187,7 +192,7 @@ class Start:
             pid, conmon = self._pids()
             cgroup.gather(pid)
             engine.wait_healthy(self._model, listen, conmon, timeout)
-        return Running(listen, conmon, _payload(pid, conmon))
+        return Running(listen, conmon, _payload(pid, conmon), pid=pid)
 
     def _pids(self) -> tuple[int, int]:
         found = self._container.pids()

@@ -3,6 +3,7 @@
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from ..backend import Backend
 from ..config import Config
@@ -111,20 +112,14 @@ class Fleet:
 
     async def look(self, model: Model) -> None:
         """Read what is on disk: where the server is, the checkpoint, and what was measured."""
-        activation = await asyncio.to_thread(Activation.load, model.name)
-        checkpoint, model.tuning = await asyncio.to_thread(_load_records, model.name)
-        parked = await asyncio.to_thread(is_parked, model.name)
-        halfway = not parked and await asyncio.to_thread(has_parked, model.name)
-        held = await asyncio.to_thread(parked_memory, model.name)
-        place = await asyncio.to_thread(noted_place, model.name)
-        came = await asyncio.to_thread(Move.load, model.name, Direction.IN)
-        model.checkpoint = checkpoint
-        model.came = came
+        kept = await asyncio.to_thread(_Kept.load, model.name)
+        activation = kept.activation
+        model.checkpoint, model.tuning, model.came = kept.checkpoint, kept.tuning, kept.came
         unit = self.units.status(model.name)
-        model.parked = unit.up and parked
-        model.parked_memory = held if model.parked else 0
+        model.parked = unit.up and kept.parked
+        model.parked_memory = kept.held if model.parked else 0
         if unit.up and activation is not None:
-            if model.parked or halfway:
+            if model.parked or kept.halfway:
                 # Half-way it answers nothing, or wrongly: it has to be woken first.
                 await self.close_backend(model)
             elif model.activation != activation or model.backend is None:
@@ -138,7 +133,7 @@ class Fleet:
             model.activation = model.held_gpus = None
         elif model.held_gpus is None:
             # On its way before llmuxd was started, and since then the file may say another place.
-            model.held_gpus = place
+            model.held_gpus = kept.place
         self.changed(model)
 
     async def look_at_images(self) -> None:
@@ -206,8 +201,33 @@ class Fleet:
         self.changed(model)
 
 
-def _load_records(name: str) -> tuple[Checkpoint | None, Tuning | None]:
-    return _load_checkpoint(name), Tuning.load(name)
+@dataclass(frozen=True)
+class _Kept:
+    """What is on disk of a model, read at once: somebody may wait."""
+
+    activation: Activation | None
+    checkpoint: Checkpoint | None
+    tuning: Tuning | None
+    parked: bool
+    halfway: bool
+    held: int
+    place: tuple[int, ...] | None
+    came: Move | None
+
+    @classmethod
+    def load(cls, name: str) -> "_Kept":
+        activation, checkpoint = Activation.load(name), _load_checkpoint(name)
+        parked = is_parked(name)
+        return cls(
+            activation=activation,
+            checkpoint=checkpoint,
+            tuning=Tuning.load(name),
+            parked=parked,
+            halfway=not parked and has_parked(name),
+            held=parked_memory(name),
+            place=noted_place(name),
+            came=Move.load(name, Direction.IN),
+        )
 
 
 def _load_checkpoint(name: str) -> Checkpoint | None:

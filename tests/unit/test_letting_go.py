@@ -10,7 +10,7 @@ import sdnotify
 
 from llmuxd import files
 from llmuxd.config import ModelConfig, Sleep, Snapshot, Tier
-from llmuxd.model import identity, imaging, parking
+from llmuxd.model import identity, imaging, parking, resident
 from llmuxd.model.activation import Activation, LeaveOrder, order_park
 from llmuxd.model.container import Container, Facts
 from llmuxd.model.imaging import Written
@@ -37,6 +37,7 @@ class Nobody:
 @pytest.fixture(autouse=True)
 def systemd(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sdnotify, "SystemdNotifier", Nobody)
+    monkeypatch.setattr(resident, "listen", lambda model: None)
 
 
 def started(model: ModelConfig = MODEL, here: identity.Identity | None = HERE) -> Activation:

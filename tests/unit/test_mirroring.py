@@ -12,7 +12,7 @@ from llmuxd import files, names
 from llmuxd.config import parse
 from llmuxd.meter import holders
 from llmuxd.model import __main__ as helper
-from llmuxd.model import cgroup, engine, mirrored, mirroring
+from llmuxd.model import cgroup, engine, mirrored, mirroring, resident
 from llmuxd.model.activation import Activation, stopping_mark
 from llmuxd.model.attending import DiedAlone
 from llmuxd.model.lifecycle import Lifecycle
@@ -50,6 +50,7 @@ class Nobody:
 @pytest.fixture
 def systemctl(monkeypatch: pytest.MonkeyPatch) -> Systemctl:
     files.runtime_root().mkdir(parents=True, exist_ok=True)
+    monkeypatch.setattr(resident, "listen", lambda model: None)
     stand_in = Systemctl()
     monkeypatch.setattr(sdnotify, "SystemdNotifier", Nobody)
     monkeypatch.setenv("MAINPID", "1")

@@ -9,22 +9,28 @@ from collections.abc import Iterator
 
 import pytest
 
-from llmuxd import files, helper
+from llmuxd import __version__, files, helper
 from llmuxd.errors import UnitRefused
-from llmuxd.model.activation import socket_path, take_park_order
+from llmuxd.model import handing
+from llmuxd.model.activation import mark_kept, socket_path, stopping_mark, take_park_order
 from llmuxd.units import Units
 
 SCRIPT = """
 import os, sys
 from pathlib import Path
+from llmuxd import __version__
 from llmuxd.model import resident
 def act(verb):
     with Path(sys.argv[2]).open("a") as log:
         log.write(f"{verb} {os.getpid()}\\n")
     if verb == "wake":
         raise ValueError("a bug")
-    return "done"
-resident.stay("a", int(sys.argv[1]), act)
+    if verb.startswith("stop"):
+        if Path(sys.argv[2]).with_name("bug").exists():
+            os.kill(os.getpid(), 9)
+        os.kill(int(sys.argv[1]), 15)
+    return "done" if verb in ("park", "park 2", f"stop {__version__}") else "failed: no"
+resident.stay("a", resident.listen("a"), int(sys.argv[1]), act)
 """
 
 
@@ -64,7 +70,7 @@ class Stayed:
     def did(self) -> list[tuple[str, int]]:
         """Each verb, and the process that carried it out."""
         lines = self.log.read_text().splitlines() if self.log.exists() else []
-        return [(verb, int(pid)) for verb, pid in map(str.split, lines)]
+        return [(verb, int(pid)) for verb, pid in (line.rsplit(maxsplit=1) for line in lines)]
 
 
 @pytest.fixture
@@ -112,3 +118,45 @@ async def test_an_order_that_was_not_carried_out_is_taken_back() -> None:
     with pytest.raises(UnitRefused):
         await helper.park(Refuses(), "a")
     assert not take_park_order("a")
+
+
+async def test_a_stop_is_handed_over_and_ends_the_helper(stayed: Stayed) -> None:
+    await stayed.listens()
+    assert await asyncio.to_thread(handing.hand_over, "a") == 0
+    # Nothing is left that systemd would kill.
+    assert stayed.process.wait(0.5) == 0
+    assert [verb for verb, _ in stayed.did()] == [f"stop {__version__}"]
+
+
+async def test_a_helper_of_another_release_is_not_trusted_with_a_stop(
+    stayed: Stayed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await stayed.listens()
+    monkeypatch.setattr(handing, "__version__", "0.0.1")
+    assert await asyncio.to_thread(handing.hand_over, "a") is None
+
+
+async def test_a_stop_that_dies_in_the_middle_is_not_begun_anew(stayed: Stayed) -> None:
+    await stayed.listens()
+    (files.runtime_root() / "bug").touch()
+    assert await asyncio.to_thread(handing.hand_over, "a") == 1
+
+
+def test_without_a_helper_a_stop_is_for_the_whole_program() -> None:
+    assert handing.hand_over("a") is None
+    assert handing.hand_over("\\xff") is None
+
+
+def test_what_a_stop_has_kept_is_all_that_is_left() -> None:
+    files.runtime_root().mkdir(parents=True, exist_ok=True)
+    for suffix in (".json", ".place.json", ".leave.json", ".sock", ".conmon.pid", ".parked.json"):
+        socket_path("a/b").with_suffix("").with_name(socket_path("a/b").stem + suffix).touch()
+    others = [path for path in files.runtime_root().iterdir()]
+    assert len(others) == 6
+    assert not handing.clean_up("a-b")
+    stopping_mark("a/b").touch()
+    assert not handing.clean_up("a-b")
+    assert all(path.exists() for path in others)
+    mark_kept("a/b")
+    assert handing.clean_up("a-b")
+    assert not [*files.runtime_root().iterdir()]

@@ -2,6 +2,7 @@
 """A start, as far as it needs no podman: what is asked once podman has restored."""
 
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from llmuxd.config import ModelConfig
 from llmuxd.model import engine, identity, port, vllm
 from llmuxd.model.checkpoint import Checkpoint, manifest
 from llmuxd.model.container import Container
+from llmuxd.model.meanwhile import Asked
 from llmuxd.model.moves import Stopwatch
 from llmuxd.model.process import CommandFailed
 from llmuxd.model.server import WrongAnswer
@@ -57,8 +59,18 @@ def checkpointed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(port, "free", lambda _: True)
 
 
-def _restore(podman: Podman) -> Running:
-    return Start(MODEL, podman, lambda _: None, Stopwatch("restore"))._restore()
+def _restore(podman: Podman, close: Callable[[], None] = lambda: None) -> Running:
+    return Start(MODEL, podman, lambda _: None, Stopwatch("restore"))._restore(Asked(close))
+
+
+@pytest.mark.usefixtures("checkpointed")
+def test_nothing_is_restored_before_its_network_is_closed() -> None:
+    def close() -> None:
+        raise CommandFailed(["nft"], 1, "no such table")
+
+    restored = CommandFailed(["podman"], 125, "it was restored")
+    with pytest.raises(CommandFailed, match="no such table"):
+        _restore(Podman("i1", restored), close)
 
 
 @pytest.mark.usefixtures("checkpointed")

@@ -39,6 +39,10 @@ def _kill_helper() -> None:
     sh("pkill", "-KILL", "-f", "llmux-model stop")
 
 
+def _kill_stayed() -> None:
+    sh("pkill", "-KILL", "-f", "llmux-model start")
+
+
 def _kill_podman() -> None:
     sh("pkill", "-KILL", "-f", "podman container checkpoint")
 
@@ -51,7 +55,7 @@ def _kill_unit() -> None:
     sh("systemctl", "kill", "--kill-whom=all", "-s", "KILL", names.unit(OPT))
 
 
-@pytest.mark.parametrize("kill", [_kill_helper, _kill_podman, _kill_criu])
+@pytest.mark.parametrize("kill", [_kill_helper, _kill_stayed, _kill_podman, _kill_criu])
 def test_who_dies_in_a_dump_leaves_the_image_before(
     kill: Callable[[], None], held_criu: Callable[[], None]
 ) -> None:

@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: MIT
+"""What one run of a model's unit keeps in /run/llmux: a file's name is the model's slug and one of
+these behind it. Light, for handing.py.
+"""
+
+import os
+
+from . import names
+
+# systemd names it for a unit that asks for it (systemd.exec(5)).
+DIRECTORY = "/run/llmux"
+
+ACTIVATION = ".json"
+CONMON = ".conmon.pid"
+LEAVE_ORDER = ".leave.json"
+PARK_ORDER = ".park.json"
+PARKED = ".parked.json"
+PLACE = ".place.json"
+SOCKET = ".sock"
+STOPPING = ".stopping"
+# What STOPPING holds where the stop left a good image, and nothing is to be cleaned up but this.
+KEPT = b"kept"
+
+
+def directory() -> str:
+    """Where that is kept which a reboot makes void."""
+    return os.environ.get("RUNTIME_DIRECTORY", DIRECTORY)
+
+
+def path(model: str, suffix: str) -> str:
+    """The file of a model's run."""
+    return f"{directory()}/{names.slug(model)}{suffix}"
+
+
+def forget(model: str) -> None:
+    """The unit is down. Of two runs at once there is one file each, so the mark goes last."""
+    begin = path(model, "")
+    for suffix in (LEAVE_ORDER, PARK_ORDER, PARKED, SOCKET, ACTIVATION, PLACE, CONMON, STOPPING):
+        try:
+            os.unlink(begin + suffix)
+        except FileNotFoundError:
+            continue
