@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """make bench-share: what of a switch is llmuxd's own, part by part, where there is no GPU.
 
-By the measure of tests/gpu/report.py, with engines that have nothing to do: two fakes that want
+By the measure of share.py, with engines that have nothing to do: two fakes that want
 one place. BEFORE OUT and BEFORE IN are from the request to the begin of ExecStop's work, or of
 ExecStart's where nobody leaves first, BETWEEN is from the end of the one to the begin of the other,
 AFTER from the end of ExecStart's to the first token. What `podman` says and does is not in it.
@@ -15,9 +15,10 @@ from collections.abc import Callable
 
 from llmuxd.ctl import table
 from tests.gpu import measure
-from tests.gpu.report import Row, own, share, span
 from tests.machine.ring import guest
 from tests.machine.ring.guest import OPT, QWEN, sh
+
+from .share import Move, moves, own, share, span
 
 ROUNDS = 2
 MODELS = (OPT, QWEN)
@@ -56,8 +57,7 @@ def _rounds(found: Kind, what: str, prepare: Callable[[str], None]) -> None:
             prepare(name)
             asked = time.time()
             first = measure.ask(name).first
-            row: Row = {"asked": asked, "first": first, "moves": measure.moves(asked)}
-            found.setdefault(what, []).append(_parts(row))
+            found.setdefault(what, []).append(_parts(asked, asked + first, moves(asked)))
 
 
 def _alone() -> None:
@@ -85,13 +85,12 @@ def _turned_back(name: str) -> None:
     measure.ask(other)
 
 
-def _parts(row: Row) -> dict[str, float]:
+def _parts(asked: float, answered: float, made: list[Move]) -> dict[str, float]:
     """Where the share comes from, in seconds; the rest is podman's, CRIU's and the engine's."""
-    asked, answered = float(row["asked"]), float(row["asked"]) + float(row["first"])
-    parts = {"share": share(row)}
-    ins = [move for move in row["moves"] if move["direction"] == "in"]
+    parts = {"share": share(asked, answered, made)}
+    ins = [move for move in made if move["direction"] == "in"]
     begins = max((span(move)[0] for move in ins), default=answered)
-    outs = [move for move in row["moves"] if move["direction"] == "out" and span(move)[0] < begins]
+    outs = [move for move in made if move["direction"] == "out" and span(move)[0] < begins]
     reached = asked
     if outs:
         out = max(outs, key=span)

@@ -198,18 +198,6 @@ def command(*argv: str, timeout: float = 300.0) -> float:
     return time.monotonic() - begin
 
 
-def moves(since: float) -> list[dict[str, Any]]:
-    """The ways out and in that ended since that Unix time, with their parts in seconds."""
-    found = []
-    for path in sorted(Path("/run/llmux").glob("*.json")):
-        slug, _, direction = path.stem.rpartition(".")
-        if direction in ("in", "out"):
-            told = json.loads(path.read_text())
-            if float(told["ended"]) >= since:
-                found.append({"model": slug, "direction": direction, **told})
-    return sorted(found, key=lambda move: float(move["ended"]))
-
-
 def said(name: str, since: float) -> list[str]:
     """What llmuxd's helper said in a model's unit since that Unix time."""
     done = subprocess.run(

@@ -11,12 +11,11 @@ from typing import Any
 from llmuxd.ctl import table
 from llmuxd.model.tuning import NEAR
 from tests.bench.goals import Goals
+from tests.bench.share import share
 
 Row = dict[str, Any]
 
 OPT, QWEN = "facebook/opt-125m", "Qwen/Qwen2.5-3B-Instruct"
-# Comparing an image's record with this host and its files, and closing the container's network.
-OWN_PARTS = ("look", "close")
 # Of llmuxctl check.
 GPU_LINES = (
     *("driver", "libcuda", "gpus", "vram", "io_uring"),
@@ -141,9 +140,8 @@ class Report:
     def shares(self) -> list[float]:
         """What was llmuxd's own of each switch, in seconds.
 
-        The time to the first token, without what podman, CRIU, the driver, systemd's freezer and
-        the engine took, and without an answer of a warm engine. Of the ways out those count for
-        theirs that began before the way in did: what leaves beside it nobody waits for.
+        The time to the first token, without what others took of it, and without an answer of a warm
+        engine.
         """
         return [
             share(row) - self._warm(row)
@@ -159,32 +157,9 @@ class Report:
         return None if value is None or empty is None else value - empty
 
 
-def share(row: Row) -> float:
-    asked, answered = float(row["asked"]), float(row["asked"]) + float(row["first"])
-    ways_in = [span(move) for move in row["moves"] if move["direction"] == "in"]
-    came = max(begin for begin, _ in ways_in) if ways_in else answered
-    share, reached = 0.0, asked
-    for move in sorted(row["moves"], key=span):
-        begin, end = span(move)
-        if move["direction"] == "out":
-            end = min(end, came)
-        if end <= max(begin, asked):
-            continue
-        share += max(0.0, begin - reached) + own(move)
-        reached = max(reached, end)
-    return share + max(0.0, answered - reached)
-
-
-def span(move: Row) -> tuple[float, float]:
-    """When it began and ended, in Unix time."""
-    ended = float(move["ended"])
-    return ended - float(move["seconds"]), ended
-
-
-def own(move: Row) -> float:
-    """What of a way out or in was llmuxd's own doing: looking things up, and what has no name."""
-    others = sum(float(took) for part, took in move["parts"].items() if part not in OWN_PARTS)
-    return float(move["seconds"]) - others
+def _share(row: Row) -> float:
+    asked = float(row["asked"])
+    return share(asked, asked + float(row["first"]), row["moves"])
 
 
 def _medians(rows: Iterable[Row]) -> list[str]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from llmuxd.names import object_path, unit
+from tests.bench.share import moves
 from tests.machine.ring import guest
 from tests.machine.ring.guest import sh
 
@@ -199,7 +200,7 @@ def told(notes: Notes, what: str, name: str, kind: str = "") -> None:
     answer = ask(name)
     notes.add(
         what, model=name, asked=since, first=answer.first, end=answer.end,
-        same=measure.same(name + kind, answer.text), moves=measure.moves(since), text=answer.text,
+        same=measure.same(name + kind, answer.text), moves=moves(since), text=answer.text,
     )  # fmt: skip
 
 
