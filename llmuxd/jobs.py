@@ -113,6 +113,13 @@ class Jobs:
         if task is not None:
             task.cancel()
 
+    async def overrule(self, job: Job, error: LlmuxError) -> None:
+        """The same, and wait for its end: it has failed by `error`."""
+        job.error = error
+        if job.task is not None:
+            job.task.cancel()
+            await asyncio.wait([job.task])
+
     async def close(self) -> None:
         """Cancel all and wait for their ends."""
         tasks = [job.task for job in self.all() if job.task is not None]
@@ -137,17 +144,24 @@ class Jobs:
             await work(job)
             job.result = Result.DONE
         except LlmuxError as error:
-            job.result, job.error = Result.FAILED, error
-            self.set_phase(job, f"failed: {error}")
+            self._failed(job, error)
         except asyncio.CancelledError:
-            job.result = Result.CANCELED
+            if job.error is None:
+                job.result = Result.CANCELED
+            else:
+                self._failed(job, job.error)
         except Exception:
             log.exception("job %d (%s %s) crashed", job.number, job.kind, job.model)
-            job.result, job.error = Result.FAILED, Internal("internal error")
-            self.set_phase(job, f"failed: {job.error}")
+            self._failed(job, Internal("internal error"))
+
+    def _failed(self, job: Job, error: LlmuxError) -> None:
+        job.result, job.error = Result.FAILED, error
+        self.set_phase(job, f"failed: {error}")
 
     def _ended(self, job: Job) -> None:
-        if job.result is None:
+        if job.result is None and job.error is not None:
+            self._failed(job, job.error)
+        elif job.result is None:
             job.result = Result.CANCELED
         del self._jobs[job.number]
         self.on_removed(job)

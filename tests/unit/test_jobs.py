@@ -117,3 +117,22 @@ async def test_close_cancels_all() -> None:
     await asyncio.sleep(0)
     assert (begun.result, fresh.result, jobs.all()) == (Result.CANCELED, Result.CANCELED, [])
     assert [line[0] for line in told.lines] == ["new", "new", "removed", "removed"]
+
+
+async def test_one_that_is_overruled_has_failed_and_says_why() -> None:
+    jobs = Jobs()
+    told = Told(jobs)
+    job = jobs.add(Kind.TUNE, "a", forever)
+    await asyncio.sleep(0)
+    await jobs.overrule(job, ModelFailed("it was stopped"))
+    assert told.lines[1:] == [
+        ("phase", 1, "failed: it was stopped"), ("removed", 1, Result.FAILED),
+    ]  # fmt: skip
+    assert jobs.all() == []
+
+
+async def test_so_has_one_that_was_not_begun() -> None:
+    jobs = Jobs()
+    job = jobs.add(Kind.TUNE, "a", forever)
+    await jobs.overrule(job, ModelFailed("it was stopped"))
+    assert (job.result, str(job.error)) == (Result.FAILED, "it was stopped")
