@@ -126,7 +126,7 @@ class Attending(ABC):
             activation = replace(activation, park_sleep=sleep)
         with one_at_a_time(self._name):
             watch = Stopwatch("park")
-            parking.park(activation, watch)
+            parking.park(activation, watch, trial=sleep is not None)
             watch.move().save(self._name, Direction.OUT)
             self.tell(PARKED)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ..config import Sleep, Snapshot
 from ..events import Event, about
-from . import canary, cgroup, identity, place, vllm
+from . import canary, cgroup, identity, parking, place, vllm, vram
 from .activation import RELEASED, Activation
 from .checkpoint import SHM, Checkpoint, aside, disk_usage, manifest, now
 from .container import Container, Facts, empty_directory
@@ -96,7 +96,7 @@ def write(
             answer = canary.of_run(activation)
         room.make(record.size)
         with watch.part("sleep"):
-            nap = _let_go(activation, None if trial else before)
+            nap = _let_go(activation, before, trial)
         if trial or not _set_aside(record, before):
             # Until the dump is whole, a crash must not leave a record that vouches for it.
             record.invalidate("the checkpoint was not finished")
@@ -104,7 +104,7 @@ def write(
             container.checkpoint(directory)
         tell(RELEASED)
         with watch.part("sync"):
-            _sync(directory)
+            _sync(directory, forget=trial)
         shm = directory.with_name(SHM)
         size = disk_usage(directory) + (shm.stat().st_blocks * 512 if shm.exists() else 0)
         seconds = watch.move().seconds
@@ -124,7 +124,7 @@ def write(
                  extra=about(Event.CHECKPOINT_WRITTEN, phase="checkpoint",
                              seconds=seconds))  # fmt: skip
         written = Written.NEW
-    except (CommandFailed, OSError, WrongAnswer, NoRoom, SleptBadly) as error:
+    except (CommandFailed, OSError, WrongAnswer, NoRoom, SleptBadly, vram.TooMuch) as error:
         written = _failed(record, error)
     settle(directory, Checkpoint.load(activation.model))
     return written
@@ -218,9 +218,15 @@ def _here(facts: Facts, activation: Activation) -> identity.Identity:
     )
 
 
-def _let_go(activation: Activation, before: Checkpoint | None) -> vllm.Nap:
-    """Have the engine let go of what the image need not hold; how it did."""
-    if before is not None and before.slept_badly:
+def _let_go(activation: Activation, before: Checkpoint | None, trial: bool) -> vllm.Nap:
+    """Have the engine let go of what the image need not hold; how it did.
+
+    The dump brings what it keeps on its GPUs into memory: a trial that is too much for that ends
+    here, with TooMuch.
+    """
+    if trial and activation.image_sleep in vllm.TO_MEMORY:
+        vram.check_trial(parking.processes(activation))
+    if before is not None and before.slept_badly and not trial:
         log.warning("its last image did not come back from its sleep: this one holds everything")
         return vllm.Nap()
     nap = vllm.nap(activation.port, activation.image_sleep)
@@ -230,13 +236,17 @@ def _let_go(activation: Activation, before: Checkpoint | None) -> vllm.Nap:
         vllm.let_go(activation.port, nap)
     except WrongAnswer as error:
         raise SleptBadly(f"the engine does not let go: {error}") from None
+    if trial and activation.devices:
+        vram.check_trial(parking.processes(activation))
     return nap
 
 
-def _sync(directory: Path) -> None:
+def _sync(directory: Path, *, forget: bool) -> None:
     """Have it on the disk before the record says so: a power cut must not leave empty pages.
 
     Nor the one before it under the new one's name: the directories above, where names changed, too.
+    To `forget` it is to have none of it in memory any more, as it is once it has lain there a
+    while: its restore would be faster than any later one.
     """
     place, shm = directory.resolve(), directory.with_name(SHM)
     above = dict.fromkeys((place, place.parent, directory.parent))
@@ -244,5 +254,7 @@ def _sync(directory: Path) -> None:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
             os.fsync(descriptor)
+            if forget:
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         finally:
             os.close(descriptor)

@@ -70,11 +70,12 @@ class Parked:
         parked_path(model).unlink(missing_ok=True)
 
 
-def park(activation: Activation, watch: Stopwatch) -> None:
+def park(activation: Activation, watch: Stopwatch, trial: bool = False) -> None:
     """Leave the model nothing but host memory: off its GPUs, then its container frozen.
 
     Nothing is asked of one that is parked already: frozen, it would not answer. One that was left
-    half-way is put back first; CannotWake where it does not come back.
+    half-way is put back first; CannotWake where it does not come back. A `trial` is there to be
+    measured, and is not worth a risk.
     """
     before = Parked.load(activation.model)
     if before is not None and before.whole:
@@ -83,7 +84,11 @@ def park(activation: Activation, watch: Stopwatch) -> None:
     if not activation.payload:
         raise CannotPark("its container has no cgroup of its own to be frozen")
     answer = _ask_canary(activation, watch)
-    parked = _leave_gpu(activation, answer, watch) if activation.devices else Parked(canary=answer)
+    parked = (
+        _leave_gpu(activation, answer, watch, trial)
+        if activation.devices
+        else Parked(canary=answer)
+    )
     parked.save(activation.model)
     try:
         with watch.part("freeze"):
@@ -153,7 +158,7 @@ def _compare_canary(activation: Activation, parked: Parked, watch: Stopwatch) ->
         raise CannotWake(f"its canary says {answer or 'nothing'}, before it was {parked.canary}")
 
 
-def _leave_gpu(activation: Activation, answer: str, watch: Stopwatch) -> Parked:
+def _leave_gpu(activation: Activation, answer: str, watch: Stopwatch, trial: bool) -> Parked:
     """Let the engine let go of what it can, then take every process of this unit off its GPUs.
 
     `answer` is what its canary says by then.
@@ -162,7 +167,9 @@ def _leave_gpu(activation: Activation, answer: str, watch: Stopwatch) -> Parked:
 
     try:
         nap = vllm.nap(activation.port, activation.park_sleep)
-    except WrongAnswer as error:
+        if trial and activation.park_sleep in vllm.TO_MEMORY:
+            vram.check_trial(processes(activation))
+    except (WrongAnswer, vram.TooMuch) as error:
         raise CannotPark(str(error)) from None
     parked = Parked(nap.back, answer)
     parked.save(activation.model)
@@ -171,8 +178,9 @@ def _leave_gpu(activation: Activation, answer: str, watch: Stopwatch) -> Parked:
             vllm.let_go(activation.port, nap)
         with watch.part("suspend"):
             driver = gpu.Driver()
-            found = gpu.find(driver, _processes(activation))
-            vram.check(found)
+            found = gpu.find(driver, processes(activation))
+            check = vram.check_trial if trial else vram.check
+            check(found)
             gpu.suspend(driver, list(found), STEP_LIMIT)
     except WrongAnswer as error:
         Parked.forget(activation.model)
@@ -190,7 +198,7 @@ def _return_to_gpu(activation: Activation, parked: Parked, watch: Stopwatch) -> 
     try:
         with watch.part("resume"):
             driver = gpu.Driver()
-            gpu.resume(driver, list(gpu.find(driver, _processes(activation))), STEP_LIMIT)
+            gpu.resume(driver, list(gpu.find(driver, processes(activation))), STEP_LIMIT)
         with watch.part("wake"):
             vllm.take_up(activation.port, parked.back)
     except (gpu.NoDriver, gpu.NotDone, WrongAnswer) as error:
@@ -214,6 +222,7 @@ def _take_up(activation: Activation, nap: vllm.Nap) -> None:
         Parked.forget(activation.model)
 
 
-def _processes(activation: Activation) -> list[int]:
+def processes(activation: Activation) -> list[int]:
+    """Those that serve the model; the caller, which is in its unit, is none of them."""
     unit = Path(activation.payload) if activation.unit else cgroup.own_unit()
     return [pid for pid in cgroup.processes(unit) if pid != os.getpid()] if unit else []

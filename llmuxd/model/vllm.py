@@ -39,6 +39,9 @@ class Nap:
     back: tuple[str, ...] = ()
 
 
+# These bring what is on the GPU into memory before anybody could look how much that is.
+TO_MEMORY = (Sleep.LEVEL_1,)
+
 _LEVEL_1 = Nap(("/sleep?level=1",), ("/wake_up",))
 _LEVEL_2 = Nap(
     ("/sleep?level=2",),

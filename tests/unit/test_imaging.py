@@ -9,7 +9,17 @@ from pathlib import Path
 import pytest
 
 from llmuxd.config import ModelConfig, Sleep
-from llmuxd.model import canary, cgroup, checkpoint, identity, imaging, keeping, vllm
+from llmuxd.model import (
+    canary,
+    cgroup,
+    checkpoint,
+    gpu,
+    identity,
+    imaging,
+    keeping,
+    parking,
+    vllm,
+)
 from llmuxd.model.activation import RELEASED, Activation
 from llmuxd.model.checkpoint import SHM, Checkpoint
 from llmuxd.model.container import Container, Facts
@@ -19,7 +29,9 @@ from llmuxd.model.moves import Stopwatch
 from llmuxd.model.process import TIMED_OUT, CommandFailed
 from llmuxd.model.server import WrongAnswer
 
+from .fake_cuda import FakeCuda
 from .fake_units import an_activation
+from .page_cache import cached
 
 
 class FakeContainer(Container):
@@ -146,7 +158,7 @@ def test_a_crash_behind_the_dump_leaves_the_one_before_with_its_shm(
     dump(container, "first")
     shm = container.facts.userdata / SHM
     with monkeypatch.context() as patched, pytest.raises(SystemExit):
-        patched.setattr(imaging, "_sync", lambda *_: crash())
+        patched.setattr(imaging, "_sync", lambda *_, **__: crash())
         dump(container, "second")
     assert shm.read_text() == "second"
     imaging.settle(container.facts.checkpoint_directory, Checkpoint.load("a"))
@@ -228,6 +240,35 @@ def test_the_size_of_one_measured_in_another_way_is_not_expected(
     assert second is not None and second.size
     dump(container, "third", replace(RUN, image_sleep=Sleep.LEVEL_2), trial=trial)
     assert expected == [0, 0, second.size]
+
+
+@pytest.mark.parametrize("trial", [False, True])
+def test_what_is_measured_is_read_from_the_disk_again(
+    container: FakeContainer, trial: bool
+) -> None:
+    dump(container, "x" * (4 << 20), trial=trial)
+    pages = container.facts.checkpoint_directory / "pages-1.img"
+    assert cached(pages) == (0 if trial else 1)
+    assert pages.stat().st_size == 4 << 20
+
+
+@pytest.mark.parametrize("sleep", [Sleep.LEVEL_1, Sleep.LEVEL_2, Sleep.OFF])
+def test_a_measurement_that_the_memory_has_no_room_for_is_not_dumped(
+    container: FakeContainer, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch, sleep: Sleep
+) -> None:
+    """Nobody measures what it holds: that may be more than there is."""
+    asked: list[vllm.Nap] = []
+    monkeypatch.setattr(gpu, "LIBRARY", str(cuda.library))
+    monkeypatch.setattr(parking, "processes", lambda _: [cuda.process(12)])
+    monkeypatch.setattr(vllm, "nap", lambda port, how: vllm.Nap(("x",)))
+    monkeypatch.setattr(vllm, "let_go", lambda port, nap: asked.append(nap))
+    run = replace(RUN, devices=("nvidia.com/gpu=0",), image_sleep=sleep)
+    dump(container, "first", run)
+    assert dump(container, "second", run, trial=True) is Written.OLD
+    assert texts(container) == image("first")
+    # By level 1 the weights come into memory at once.
+    assert len(asked) == (1 if sleep is Sleep.LEVEL_1 else 2)
+    assert dump(container, "third", run) is Written.NEW
 
 
 @pytest.fixture

@@ -39,8 +39,8 @@ class Vllm(FakeVllm):
             payload="/payload",
         )
 
-    async def park(self) -> None:
-        await asyncio.to_thread(parking.park, self.run, Stopwatch("park"))
+    async def park(self, trial: bool = False) -> None:
+        await asyncio.to_thread(parking.park, self.run, Stopwatch("park"), trial)
 
     async def wake(self) -> None:
         await asyncio.to_thread(parking.wake, self.run, Stopwatch("resume"))
@@ -76,7 +76,7 @@ def unit(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
     files.runtime_root().mkdir(parents=True, exist_ok=True)
     cuda.process(API)
     cuda.process(CORE)
-    monkeypatch.setattr(parking, "_processes", lambda _: [11, API, CORE])
+    monkeypatch.setattr(parking, "processes", lambda _: [11, API, CORE])
     monkeypatch.setattr(gpu, "LIBRARY", str(cuda.library))
 
 
@@ -188,9 +188,9 @@ async def test_a_driver_that_refuses_leaves_the_model_as_it_was(cuda: FakeCuda, 
 
 
 @asynccontextmanager
-async def a_meter(*holders: Holder) -> AsyncIterator[None]:
+async def a_meter(*holders: Holder, used: int = 80 << 30) -> AsyncIterator[None]:
     """One that measured this of a GPU."""
-    reading = Reading(0.0, (GpuMemory(0, "H100", 80 << 30, 80 << 30, holders),))
+    reading = Reading(0.0, (GpuMemory(0, "H100", 80 << 30, used, holders),))
 
     async def tell(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(reading.line())
@@ -220,6 +220,45 @@ async def test_what_others_hold_there_is_not_to_be_taken_in(
     held = Holder(API, "vllm", "a", 4 << 30), Holder(99, "python3", None, 60 << 30)
     async with an_engine() as server, a_meter(*held, Holder(CORE, "vllm", "a", None)):
         await Vllm(server).park()
+        assert activation.is_parked("a")
+
+
+async def test_a_trial_that_the_host_has_memory_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "spare", lambda: 9 << 30)
+    mine = Holder(API, "vllm", "a", 2 << 30), Holder(CORE, "vllm", "a", 6 << 30)
+    async with an_engine() as server, a_meter(*mine):
+        await Vllm(server).park(trial=True)
+        assert activation.is_parked("a")
+
+
+@pytest.mark.parametrize("sleep", [Sleep.LEVEL_1, Sleep.LEVEL_2, Sleep.OFF])
+@pytest.mark.parametrize("told", [None, 4 << 30])
+async def test_a_trial_is_not_worth_what_may_be_too_much(
+    cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch, sleep: Sleep, told: int | None
+) -> None:
+    """The driver does not tell what one of them holds, or shows one of them alone."""
+    monkeypatch.setattr(memory, "spare", lambda: 9 << 30)
+    seen = Holder(API, "vllm", "a", 4 << 30), Holder(99, "python3", None, 60 << 30)
+    core = (Holder(CORE, "vllm", "a", None),) if told is None else ()
+    async with an_engine() as server, a_meter(*seen, *core, used=70 << 30):
+        vllm = Vllm(server)
+        vllm.run = replace(vllm.run, park_sleep=sleep)
+        with pytest.raises(CannotPark, match="10.7 GB of GPU memory, and the host has 9.7 GB"):
+            await vllm.park(trial=True)
+        assert cuda.steps() == []
+        assert vllm.awake and not activation.has_parked("a")
+        # By level 1 the weights come into memory at once.
+        slept = any(post.startswith("/sleep") for post in vllm.posts)
+        assert slept is (sleep is Sleep.LEVEL_2)
+
+
+async def test_what_nobody_measures_is_too_much_for_a_trial(cuda: FakeCuda) -> None:
+    async with an_engine() as server:
+        vllm = Vllm(server)
+        with pytest.raises(CannotPark, match="llmux-gpus.service does not say"):
+            await vllm.park(trial=True)
+        assert vllm.awake and not activation.has_parked("a")
+        await vllm.park()
         assert activation.is_parked("a")
 
 

@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: MIT
 import asyncio
-import ctypes
-import mmap
 import os
 import shutil
 import threading
@@ -16,6 +14,7 @@ from llmuxd.readahead import read_ahead
 from llmuxd.state import State
 
 from .fake_units import a_model
+from .page_cache import cached
 from .stage import on_stage
 
 
@@ -63,22 +62,9 @@ def test_a_large_file_is_read_to_its_end(tmp_path: Path) -> None:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     assert read_ahead(tmp_path, size)
     end = time.monotonic() + 10
-    while not _is_in_memory(pages):
+    while cached(pages) < 1:
         assert time.monotonic() < end
         time.sleep(0.01)
-
-
-def _is_in_memory(path: Path) -> bool:
-    """Whether all of it is in the kernel's page cache: mincore(2) looks, a read would read."""
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) as mapped:
-        size = len(mapped)
-        start = ctypes.c_char.from_buffer(mapped)
-        found = (ctypes.c_ubyte * (size // mmap.PAGESIZE))()
-        libc = ctypes.CDLL(None, use_errno=True)
-        status = libc.mincore(ctypes.byref(start), ctypes.c_size_t(size), found)
-        del start
-        assert status == 0, os.strerror(ctypes.get_errno())
-        return all(page & 1 for page in found)
 
 
 def test_an_image_that_would_fill_the_memory_is_not_read(tmp_path: Path, asked: list[str]) -> None:
