@@ -196,7 +196,7 @@ class Lifecycle(Attending):
             return True
         self.tell("writing the checkpoint")
         if not self._awake(activation, watch):
-            return False
+            return self._fall_back(facts, activation, watch)
         directory = facts.checkpoint_directory
         room = Room(self._model.name, directory, self._limits(), order.wanted)
         written = imaging.write(self._container, facts, activation, watch, self.tell, room, trial)
@@ -206,6 +206,18 @@ class Lifecycle(Attending):
             with watch.part("kill"):
                 self._container.halt()
         return written is not Written.NOTHING
+
+    def _fall_back(self, facts: Facts, activation: Activation, watch: Stopwatch) -> bool:
+        """End what does not come back, to its live image from before; False where it has none."""
+        if activation.snapshot is not Snapshot.LIVE or not imaging.is_whole(facts, activation):
+            return False
+        log.warning("it goes back to what it was at its last checkpoint",
+                    extra=about(Event.WAKE_FAILED))  # fmt: skip
+        watch.way = "kill"
+        parking.thaw(activation)
+        with watch.part("kill"):
+            self._container.halt()
+        return True
 
     def _end(self, activation: Activation | None, watch: Stopwatch) -> None:
         """End the model with nothing left of it."""

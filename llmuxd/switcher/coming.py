@@ -112,12 +112,18 @@ class Coming:
                             model.name, other.name, min(shared))  # fmt: skip
 
     async def _wake_up(self, model: Model) -> None:
-        """Bring one back that is parked; what does not come back is ended."""
+        """Bring one back that is parked; what does not come back is ended.
+
+        What it had come to is lost then, but for what is in a live image.
+        """
         if not await asyncio.to_thread(has_parked, model.name):
             return
         why = await helper.wake(self._units, model.name) or "it does not say why"
         if await asyncio.to_thread(has_parked, model.name):
-            await asyncio.to_thread(order_leave, model.name, Leave.STOP)
+            record = model.checkpoint
+            kept = record is not None and record.live and not self._fleet.why_no_checkpoint(model)
+            leave = Leave.CHECKPOINT if kept else Leave.STOP
+            await asyncio.to_thread(order_leave, model.name, leave)
             await self._units.stop(model.name)
             await self._fleet.look(model)
             raise ModelFailed(

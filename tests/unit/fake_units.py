@@ -9,7 +9,7 @@ from pathlib import Path
 from dbus_next.aio import MessageBus
 
 from llmuxd import files, names
-from llmuxd.config import Config, ModelConfig, Sleep
+from llmuxd.config import Config, ModelConfig, Sleep, Snapshot
 from llmuxd.model.activation import (
     Activation,
     Leave,
@@ -86,6 +86,8 @@ class FakeUnits(Units):
         self.backs: dict[str, float] = {}
         self.broken: set[str] = set()
         self.parked_by: dict[str, Sleep | None] = {}
+        self.fell_back: list[str] = []  # those that did not wake, to their live images
+        self._asleep: set[str] = set()
         self._gates: dict[str, list[Gate]] = defaultdict(list)
         self._failing: dict[str, int] = defaultdict(int)
         self._runs = 0
@@ -148,7 +150,12 @@ class FakeUnits(Units):
             self._set(name, before)
             return "failed"
         order = take_leave_order(name)
-        if order.leave is Leave.CHECKPOINT:
+        image = Checkpoint.load(name)
+        falls_back = name in self._asleep and image is not None and image.live
+        self._asleep.discard(name)
+        if order.leave is Leave.CHECKPOINT and falls_back:
+            self.fell_back.append(name)
+        elif order.leave is Leave.CHECKPOINT:
             record = a_checkpoint(self.config.models[name], self.ports.get(name, 1))
             replace(record, sleep=order.sleep, trial=order.sleep is not None).save()
         else:
@@ -172,6 +179,8 @@ class FakeUnits(Units):
             seconds = self.backs.get(way, 0.25)
             replace(run, way=Way.RESUME, seconds=seconds).save()
             Move(Way.RESUME, seconds, {}, 0.0).save(name, Direction.IN)
+        else:
+            self._asleep.add(name)
         return "done"
 
     async def thaw(self, name: str) -> None:
@@ -220,7 +229,8 @@ def a_checkpoint(model: ModelConfig, port: int = 1) -> Checkpoint:
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "inventory.img").write_text("image")
     identity = an_identity(model)
-    return Checkpoint(model.name, "c0ffee", port, identity, 1.0, 2.0, 3, str(directory))
+    live = model.snapshot is Snapshot.LIVE
+    return Checkpoint(model.name, "c0ffee", port, identity, 1.0, 2.0, 3, str(directory), live=live)
 
 
 def an_identity(model: ModelConfig) -> Identity:

@@ -96,28 +96,32 @@ def test_where_nothing_can_be_let_go_of_nobody_looks(monkeypatch: pytest.MonkeyP
 
 
 @pytest.fixture
-def parks(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Sleep]]:
-    """What each park of the model, which runs, is to let go of."""
-    found: list[Sleep] = []
+def parks(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[Sleep, bool]]]:
+    """What each park of the model, which runs, is to let go of, and whether to be measured."""
+    found: list[tuple[Sleep, bool]] = []
     files.runtime_root().mkdir(parents=True, exist_ok=True)
     replace(an_activation("a", 1), park_sleep=Sleep.LEVEL_1).save()
-    monkeypatch.setattr(parking, "park", lambda run, watch: found.append(run.park_sleep))
+    monkeypatch.setattr(
+        parking, "park", lambda run, watch, trial: found.append((run.park_sleep, trial))
+    )
     yield found
 
 
-def test_a_park_may_be_told_what_to_let_go_of(parks: list[Sleep]) -> None:
+def test_a_park_may_be_told_what_to_let_go_of(parks: list[tuple[Sleep, bool]]) -> None:
     unit = Lifecycle(MODEL)
     for verb in ("park", "park 2", "park off", "park"):
         assert unit._answer(verb) == "done"
     assert "there is no" in unit._answer("park 3")
-    assert parks == [Sleep.LEVEL_1, Sleep.LEVEL_2, Sleep.OFF, Sleep.LEVEL_1]
+    assert parks == [
+        (Sleep.LEVEL_1, False), (Sleep.LEVEL_2, True), (Sleep.OFF, True), (Sleep.LEVEL_1, False),
+    ]  # fmt: skip
 
 
-def test_so_may_a_reload(parks: list[Sleep]) -> None:
+def test_so_may_a_reload(parks: list[tuple[Sleep, bool]]) -> None:
     for sleep in (Sleep.KV, None):
         order_park("a", sleep)
         Lifecycle(MODEL).reload()
-    assert parks == [Sleep.KV, Sleep.LEVEL_1]
+    assert parks == [(Sleep.KV, True), (Sleep.LEVEL_1, False)]
 
 
 def test_an_image_that_is_to_be_measured_is_written_whatever_there_is(
@@ -139,3 +143,26 @@ def test_an_image_that_is_to_be_measured_is_written_whatever_there_is(
     for order in (LeaveOrder(sleep=Sleep.LEVEL_1), LeaveOrder()):
         assert unit._leave_image(facts, run, order, Stopwatch("checkpoint"))
     assert written == [(Sleep.LEVEL_1, True)]
+
+
+@pytest.mark.parametrize(
+    ("snapshot", "whole", "kept"),
+    [(Snapshot.LIVE, True, True), (Snapshot.LIVE, False, False), (Snapshot.PRISTINE, True, False)],
+)
+def test_a_live_model_that_does_not_wake_goes_back_to_its_last_image(
+    snapshot: Snapshot, whole: bool, kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise parking.CannotWake("its canary says no")
+
+    ended: list[str] = []
+    monkeypatch.setattr(parking, "wake", refuse)
+    monkeypatch.setattr(parking, "thaw", lambda _: ended.append("thaw"))
+    monkeypatch.setattr(imaging, "is_whole", lambda *_: whole)
+    run = replace(an_activation("a", 1), snapshot=snapshot)
+    unit = Lifecycle(MODEL)
+    monkeypatch.setattr(unit._container, "halt", lambda: ended.append("halt"))
+    order = LeaveOrder(sleep=None if snapshot is Snapshot.LIVE else Sleep.OFF)
+    facts = Facts("c1", "i1", True, 1, 2, tmp_path)
+    assert unit._leave_image(facts, run, order, Stopwatch("checkpoint")) is kept
+    assert ended == (["thaw", "halt"] if kept else [])
