@@ -7,7 +7,8 @@ from typing import Any
 from . import table
 
 HEADER = ("KEY", "VALUE", "OUT", "BACK", "SIZE", "ROUNDS", "")
-_FIELDS = ("key", "value", "out", "back", "size", "rounds", "failed")
+# Of a row of org.llmux.Model's Tuning, as --json names them.
+FIELDS = ("key", "value", "out", "back", "size", "rounds", "failed")
 
 
 def letting_go(model: Mapping[str, Any]) -> str:
@@ -25,11 +26,12 @@ def lines(name: str, model: Mapping[str, Any]) -> list[str]:
     """A table of what was measured, and what was chosen; one line where there was nothing."""
     if model["TuningWhyNot"]:
         return [f"{name}: nothing to tune: {model['TuningWhyNot']}"]
-    rows = [
-        (key, value, *_seconds(out, back, rounds), table.size(size), str(rounds), failed)
-        for key, value, out, back, size, rounds, failed in model["Tuning"]
-    ]
-    return [*table.lines(HEADER, rows), f"{name}: {letting_go(model)}"]
+    return [*_table(model), f"{name}: {letting_go(model)}"]
+
+
+def so_far(model: Mapping[str, Any]) -> list[str]:
+    """The table of one that did not get to its end; nothing where nothing was measured."""
+    return _table(model) if model["Tuning"] else []
 
 
 def to_json(model: Mapping[str, Any]) -> dict[str, Any]:
@@ -38,9 +40,17 @@ def to_json(model: Mapping[str, Any]) -> dict[str, Any]:
         "letting_go": [
             {"key": key, "value": value, "why": why} for key, value, why in model["LettingGo"]
         ],
-        "measured": [dict(zip(_FIELDS, row, strict=True)) for row in model["Tuning"]],
+        "measured": [dict(zip(FIELDS, row, strict=True)) for row in model["Tuning"]],
         "why_not": model["TuningWhyNot"],
     }
+
+
+def _table(model: Mapping[str, Any]) -> list[str]:
+    rows = [
+        (key, value, *_seconds(out, back, rounds), table.size(size), str(rounds), failed)
+        for key, value, out, back, size, rounds, failed in model["Tuning"]
+    ]
+    return table.lines(HEADER, rows)
 
 
 def _seconds(out: float, back: float, rounds: int) -> tuple[str, str]:

@@ -29,7 +29,10 @@ METHODS = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a job ended, as --json prints it. `result` is D-Bus's, or `left` where it goes on."""
+    """How a job ended, as --json prints it. `result` is D-Bus's, or `left` where it goes on.
+
+    `job` is empty where it was refused, of several.
+    """
 
     job: str
     kind: str
@@ -62,24 +65,26 @@ class Outcome:
 
 
 async def run(arguments: argparse.Namespace) -> int:
-    """One job for each model; one that is interrupted is the last."""
+    """One job for each model; one that is interrupted is the last, one that is refused is not."""
     outcomes: list[Outcome] = []
     found: list[dict[str, Any]] = []
     async with Daemon(arguments.host) as daemon:
         await daemon.listen()
         for model in await _models(daemon, arguments.model):
             kind = await _kind(daemon, arguments, model)
-            outcomes.append(await _follow(daemon, kind, model))
+            try:
+                outcomes.append(await _follow(daemon, kind, model))
+            except LlmuxError as error:
+                if isinstance(arguments.model, str):
+                    raise
+                outcomes.append(Outcome("", kind, model, "failed", 0.0, str(error)))
             found.append(asdict(outcomes[-1]))
             if not arguments.json:
                 _tell(outcomes[-1])
+            if kind == "tune" and outcomes[-1].job and outcomes[-1].result != "left":
+                found[-1] |= await _measured(daemon, outcomes[-1], arguments.json)
             if outcomes[-1].status is Exit.INTERRUPTED:
                 break
-            if kind == "tune" and outcomes[-1].status is Exit.DONE:
-                shown = await daemon.model(model)
-                found[-1] |= tuned.to_json(shown)
-                if not arguments.json:
-                    print("\n".join(tuned.lines(model, shown)), flush=True)
     if arguments.json:
         print_json(found if isinstance(arguments.model, list) else found[0])
     return max((outcome.status for outcome in outcomes), default=Exit.DONE)
@@ -102,6 +107,20 @@ async def _kind(daemon: Daemon, arguments: argparse.Namespace, model: str) -> st
     if not arguments.model and not (await daemon.model(model))["TuningWhyNot"]:
         return "warmup"
     return "tune"
+
+
+async def _measured(daemon: Daemon, outcome: Outcome, json: bool) -> dict[str, Any]:
+    """What a tune measured, also one that did not get to its end; told where not by --json."""
+    try:
+        shown = await daemon.model(outcome.model)
+    except LlmuxError:
+        # It left the configuration meanwhile, and the job has said so.
+        return {}
+    done = outcome.status is Exit.DONE
+    if not json:
+        told = tuned.lines(outcome.model, shown) if done else tuned.so_far(shown)
+        print("".join(f"{line}\n" for line in told), end="", flush=True)
+    return tuned.to_json(shown)
 
 
 def _tell(outcome: Outcome) -> None:

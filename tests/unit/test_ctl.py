@@ -2,6 +2,8 @@
 """What llmuxctl draws, and what it makes of signals, without a bus."""
 
 import argparse
+import asyncio
+import json
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +13,7 @@ from dbus_next import Message, MessageType
 from llmuxd.ctl import __main__ as llmuxctl
 from llmuxd.ctl import models, table, terminal, top, work
 from llmuxd.ctl.mirror import JOB, MANAGER, MODEL, Mirror
+from llmuxd.errors import NoSuchModel, NotSupported
 
 GPU = [0, "H100", 80 << 30, 60 << 30, 1 << 30]
 PROPERTIES = "org.freedesktop.DBus.Properties"
@@ -165,3 +168,60 @@ async def test_what_is_tuned_is_tuned_again_only_where_it_is_named(
     arguments = argparse.Namespace(command="warmup", tune=True, model=names, host=None, json=False)
     assert await work.run(arguments) == 0
     assert daemon.told == told
+
+
+@pytest.mark.parametrize(("result", "status"), [("failed", 1), ("canceled", 130)])
+async def test_one_that_came_to_no_end_tells_what_was_measured(
+    result: str, status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    daemon = Tuned()
+    rows = [["image_sleep", "2", 3.0, 4.25, 3 << 30, 3, ""]]
+    properties = {"TuningWhyNot": "it was not tuned", "Tuning": rows, "LettingGo": []}
+    monkeypatch.setattr(daemon, "ended", lambda _: (result, "failed: it was stopped"))
+    monkeypatch.setattr(daemon, "model", lambda _: asyncio.sleep(0, properties))
+    monkeypatch.setattr(work, "Daemon", lambda host: daemon)
+    arguments = argparse.Namespace(command="warmup", tune=True, model=["b"], host=None, json=False)
+    assert await work.run(arguments) == status
+    told = capsys.readouterr()
+    assert f"b: tune {result} after" in told.err
+    assert ("it was stopped" in told.err) is (result == "failed")
+    assert [line.split()[:4] for line in told.out.splitlines()] == [
+        ["KEY", "VALUE", "OUT", "BACK"], ["image_sleep", "2", "3.00", "s"],
+    ]  # fmt: skip
+    arguments.json = True
+    assert await work.run(arguments) == status
+    (found,) = json.loads(capsys.readouterr().out)
+    assert (found["result"], len(found["measured"])) == (result, 1)
+
+
+async def test_one_whose_model_is_gone_tells_no_more_than_that(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def gone(name: str) -> dict[str, Any]:
+        raise NoSuchModel(f"there is no model {name!r}")
+
+    daemon = Tuned()
+    monkeypatch.setattr(daemon, "ended", lambda _: ("failed", "failed: it was removed"))
+    monkeypatch.setattr(daemon, "model", gone)
+    monkeypatch.setattr(work, "Daemon", lambda host: daemon)
+    arguments = argparse.Namespace(command="warmup", tune=True, model=["b"], host=None, json=False)
+    assert await work.run(arguments) == 1
+    told = capsys.readouterr()
+    assert "it was removed" in told.err and told.out == ""
+
+
+async def test_one_that_is_refused_keeps_no_other_from_its_turn(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Refusing(Tuned):
+        async def manager(self, method: str, *names: str) -> Any:
+            if (method, *names) == ("Warmup", "a"):
+                raise NotSupported("'a' cannot be warmed up")
+            return await super().manager(method, *names)
+
+    daemon = Refusing()
+    monkeypatch.setattr(work, "Daemon", lambda host: daemon)
+    arguments = argparse.Namespace(command="warmup", tune=True, model=[], host=None, json=False)
+    assert await work.run(arguments) == 1
+    assert daemon.told == [("Tune", "b")]
+    assert "a: warmup failed after 0.00 s: 'a' cannot be warmed up" in capsys.readouterr().err
