@@ -137,10 +137,9 @@ class ModelInterface(ServiceInterface):
     @reading
     def Tuning(self) -> FiguresRows:
         """Key, value, seconds out and back, bytes, rounds; why it is out of the question."""
-        tuning = self._switcher.model(self._name).tuning
         return [
             [KEYS[f.tier], f.sleep, f.out, f.back, f.size, f.rounds, f.failed]
-            for f in (tuning.figures if tuning else ())
+            for f in self._switcher.figures(self._name)
         ]
 
     @reading

@@ -144,15 +144,22 @@ def usual(model: ModelConfig, tier: Tier, tuned: Tuning | None) -> LettingGo:
 
 
 def best(figures: Iterable[Figures], tier: Tier) -> Sleep | None:
-    """The one that is back soonest; of those as good as that, the one that is out soonest.
+    """The one that costs a switch least; of those as good as that, the one that is back soonest.
 
-    Of those as good in both, the smallest. None where none is left.
+    Of those as good in both, the smallest. None where none is left. Who parks leaves so at each
+    switch, and another one waits for that, so that out and back count. An image is written once,
+    and its model is just killed from then on: what it took says no more than which of two is
+    better that come back as soon.
     """
     left = [each for each in figures if each.tier is tier and not each.failed]
     if not left:
         return None
-    left = _near(left, [each.back for each in left])
-    left = _near(left, [each.out for each in left])
+    if tier is Tier.PARK:
+        left = _near(left, [each.out + each.back for each in left])
+        left = _near(left, [each.back for each in left])
+    else:
+        left = _near(left, [each.back for each in left])
+        left = _near(left, [each.out for each in left])
     return min(left, key=lambda each: each.size).sleep
 
 

@@ -68,9 +68,12 @@ class Leaving:
             and model.transition is None
         ]
         if waiting:
-            model = min(waiting, key=lambda model: model.waiters[0].arrived)
-            assert model.checkpoint is not None
-            self._tasks.spawn(_read_ahead(model.checkpoint))
+            self.read_image_ahead(min(waiting, key=lambda model: model.waiters[0].arrived))
+
+    def read_image_ahead(self, model: Model) -> None:
+        """Begin to have its image in memory."""
+        assert model.checkpoint is not None
+        self._tasks.spawn(_read_ahead(model.checkpoint))
 
     async def make_room(self, model: Model, after: Sequence[Model] = ()) -> None:
         """Leave the GPU for another model, by the tier that was configured if it can be.

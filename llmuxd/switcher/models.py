@@ -14,7 +14,7 @@ from ..errors import LlmuxError
 from ..model.activation import Activation
 from ..model.checkpoint import Checkpoint
 from ..model.moves import Move
-from ..model.tuning import Tuning
+from ..model.tuning import Figures, Tuning
 from ..policy import Stage
 
 
@@ -69,6 +69,9 @@ class Model:
     backend: Backend | None = None
     checkpoint: Checkpoint | None = None
     tuning: Tuning | None = None
+    measured: tuple[Figures, ...] | None = (
+        None  # by a tuning that has not got to its end, or did not
+    )
     tried: bool = False  # in ways that are measured; what they take is not what it takes as a rule
     kept: bool = False  # whoever has it come is about to move it, and policy is not to before
     activation: Activation | None = None

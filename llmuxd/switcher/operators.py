@@ -100,6 +100,7 @@ class Operators:
         model = self._fleet.resolve(name)
 
         async def work(job: Job) -> None:
+            await self._end_tuning(model)
             self._following.disown(model)
             await self._end(model, Leave.STOP)
 
@@ -119,9 +120,7 @@ class Operators:
         """Measure what the model best lets go of before it leaves, then warm it up by that."""
         model = self._fleet.resolve(name)
         refuse_if_vain(model.config)
-        if model.tried or any(
-            j.kind is Kind.TUNE and j.model == model.name for j in self.jobs.all()
-        ):
+        if model.tried or self._tuning(model) is not None:
             raise LlmuxError(f"{model.name!r} is being tuned already", "see 'llmuxctl jobs'")
         self._forgive(model)
 
@@ -136,6 +135,21 @@ class Operators:
             tuner.verify()
 
         return self.jobs.add(Kind.TUNE, model.name, work)
+
+    def _tuning(self, model: Model) -> Job | None:
+        """The job that tunes it."""
+        jobs = (job for job in self.jobs.all() if job.kind is Kind.TUNE)
+        return next((job for job in jobs if job.model == model.name), None)
+
+    async def _end_tuning(self, model: Model) -> None:
+        """It would have the model come back."""
+        job = self._tuning(model)
+        if job is not None:
+            error = ModelFailed(
+                f"{model.name!r} was stopped while it was tuned",
+                f"'llmuxctl warmup --tune {model.name}' begins anew",
+            )
+            await self.jobs.overrule(job, error)
 
     def _take_step(self, job: Job, step: str) -> None:
         job.step = step

@@ -13,7 +13,7 @@ from ..errors import LlmuxError, Stopping
 from ..events import Event, about
 from ..jobs import Job, Jobs
 from ..model.activation import Leave, forget_leave, take_park_order
-from ..model.tuning import LettingGo, usual
+from ..model.tuning import Figures, LettingGo, usual
 from ..policy import Gpu
 from ..state import State
 from ..units import Units
@@ -203,6 +203,13 @@ class Switcher:
         model = self._fleet.get(name)
         tuned = None if self._fleet.why_no_tuning(model) else model.tuning
         return {tier: usual(model.config, tier, tuned) for tier in Tier}
+
+    def figures(self, name: str) -> tuple[Figures, ...]:
+        """What was measured of that: by a tuning that has not got to its end, else as kept."""
+        model = self._fleet.get(name)
+        if model.measured is not None:
+            return model.measured
+        return model.tuning.figures if model.tuning else ()
 
     def why_no_tuning(self, name: str) -> str:
         """Why nothing that was measured says so; empty where something does."""

@@ -18,6 +18,7 @@ from ..model.activation import Activation, Leave, Way
 from ..model.checkpoint import Checkpoint
 from ..model.server import WrongAnswer
 from ..model.tuning import KEYS, Figures, Tuning, best, open_tiers, why_nothing_open
+from ..state import State
 from .admission import Admission
 from .costbook import CostBook
 from .fleet import Fleet
@@ -31,6 +32,8 @@ HOPELESS = 2.0
 # Seconds after which no round is begun: eight ways of a 3B model take ten minutes.
 LIMIT = 3600.0
 
+# The ways in which all of it comes into memory, or may: level 1 has the weights there.
+_HOLDS_ALL = (Sleep.OFF, Sleep.LEVEL_1)
 _WAYS = {Tier.PARK: Way.RESUME, Tier.CHECKPOINT: Way.RESTORE}
 
 
@@ -87,7 +90,9 @@ class Tuner:
         if self.nothing:
             return
         self._model.tried = True
+        self._model.measured = ()
         try:
+            await self._secure()
             await self._measure()
         finally:
             self._model.tried = False
@@ -105,6 +110,21 @@ class Tuner:
                     f"'llmuxctl logs {self._model.name}' shows more",
                 )
 
+    async def _secure(self) -> None:
+        """Have on disk what a live model has come to: one that does not wake goes back to that."""
+        model = self._model
+        at_rest = (State.COLD, State.FAILED, State.CHECKPOINTED)
+        if not _is_live(model.config) or self._fleet.state(model) in at_rest:
+            return
+        self._tell("writing a checkpoint first")
+        await self._transitions.command(model, self._leaving.end(model, Leave.CHECKPOINT))
+        why = self._fleet.why_no_checkpoint(model)
+        if why:
+            raise ModelFailed(
+                f"{model.name!r} is not tuned, for no checkpoint of it was written: {why}",
+                f"'llmuxctl logs {model.name}' shows more",
+            )
+
     async def _measure(self) -> None:
         model = self._model
         before = model.checkpoint
@@ -114,6 +134,8 @@ class Tuner:
         for sleep in offered:
             for tier in tiers:
                 self._figures.append(await self._try(tier, sleep))
+                model.measured = tuple(self._figures)
+                self._fleet.tell(model.name)
         assert run.identity is not None
         if (await self._come()).identity != run.identity:
             raise ModelFailed(f"{model.name!r} became another while it was measured")
@@ -123,7 +145,7 @@ class Tuner:
         await self._keep(
             Tuning(model.name, run.identity, time.time(), tuple(self._figures), chosen, why)
         )
-        if offered and not (model.config.checkpoint and model.config.snapshot is Snapshot.LIVE):
+        if offered and not _is_live(model.config):
             await self._end(before)
 
     def _best(self, tier: Tier) -> Sleep | None:
@@ -136,14 +158,14 @@ class Tuner:
             await asyncio.to_thread(tuning.save)
         except OSError as error:
             raise LlmuxError(f"what was measured cannot be kept: {error.strerror}") from None
-        self._model.tuning = tuning
+        self._model.tuning, self._model.measured = tuning, None
         self._fleet.changed(self._model)
 
     async def _try(self, tier: Tier, sleep: Sleep) -> Figures:
         """One way, as often as it is worth it."""
         rounds: list[tuple[float, float, int]] = []
         before = [each.back for each in self._figures if each.tier is tier and not each.failed]
-        failed = self._lacks_memory() if sleep is Sleep.OFF else ""
+        failed = self._lacks_memory() if sleep in _HOLDS_ALL else ""
         try:
             while not failed and len(rounds) < ROUNDS and not self._is_hopeless(rounds, before):
                 if now() > self._deadline:
@@ -165,13 +187,16 @@ class Tuner:
     def _lacks_memory(self) -> str:
         """Why the host cannot hold all that the model has on its GPUs; empty where it can.
 
-        On its way to disk that is in memory too. Nobody has asked for it but to be measured.
+        On its way to disk that is in memory too. Its helper looks again, at what is there then: it
+        would have to end the model to say so.
         """
         held = (self._book.needs.known(self._model.name) or 0) * len(self._model.held)
-        free = memory.available()
-        if held <= free:
+        spare = memory.spare()
+        if held <= spare:
             return ""
-        return f"it holds {held / 1e9:.1f} GB of its GPUs, and memory has room for {free / 1e9:.1f}"
+        return (
+            f"it holds {held / 1e9:.1f} GB of its GPUs, and the host has {spare / 1e9:.1f} to spare"
+        )
 
     def _is_hopeless(self, rounds: list[tuple[float, float, int]], before: list[float]) -> bool:
         return bool(rounds and before) and rounds[0][1] > HOPELESS * min(before)
@@ -191,6 +216,9 @@ class Tuner:
         if trial.seconds is None:
             return None
         size = model.parked_memory if tier is Tier.PARK else _image(model, sleep)
+        if tier is Tier.CHECKPOINT:
+            # As when another one leaves for it.
+            self._leaving.read_image_ahead(model)
         failures = model.failed_starts
         run = await self._come()
         if run.way is not _WAYS[tier]:
@@ -270,6 +298,11 @@ def _offers(model: ModelConfig, run: Activation) -> tuple[Sleep, ...]:
             "give it a question of its own by 'canary' in llmux.yaml",
         )
     return offered
+
+
+def _is_live(model: ModelConfig) -> bool:
+    """Whether it keeps what it came to."""
+    return model.checkpoint and model.snapshot is Snapshot.LIVE
 
 
 def _nothing(why: str) -> str:

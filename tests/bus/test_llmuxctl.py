@@ -178,6 +178,19 @@ async def test_warmup_with_tune_as_json(house: House) -> None:  # noqa: F811
     }  # fmt: skip
 
 
+@pytest.mark.usefixtures("offers")
+async def test_warmup_with_tune_that_comes_to_nothing_prints_the_table_too(
+    house: House,  # noqa: F811
+) -> None:
+    house.stage.units.broken = {"checkpoint 2", "checkpoint off"}
+    done = await llmuxctl("warmup", "--tune", "qwen")
+    assert done.status == 1
+    head, *rows = done.out.splitlines()
+    assert head.split()[:2] == ["KEY", "VALUE"] and len(rows) == 4
+    assert "its canary says no" in rows[0]
+    assert "came back in no way of image_sleep" in done.err.splitlines()[-1]
+
+
 async def test_warmup_with_tune_of_what_has_nothing_to_choose(house: House) -> None:  # noqa: F811
     done = await llmuxctl("warmup", "--tune", "b")
     assert done.status == 0

@@ -6,6 +6,7 @@ import subprocess
 import time
 from typing import Any
 
+from llmuxd.ctl.tuned import FIELDS
 from tests.machine.ring.guest import sh
 
 from . import measure
@@ -22,13 +23,12 @@ def tune(name: str, notes: Notes, **more: Any) -> None:
     if not measure.HAS_GPU:
         return
     configure(**more)
-    _note(notes, name, *_measure(name))
+    _measure(notes, name)
     told(notes, "image back, tuned", name)
     measure.leave(name)
 
 
-def _measure(name: str) -> tuple[float, dict[str, Any]]:
-    """The seconds that it took, and what llmuxctl says of it."""
+def _measure(notes: Notes, name: str) -> None:
     begin = time.monotonic()
     try:
         done = subprocess.run(
@@ -39,25 +39,27 @@ def _measure(name: str) -> tuple[float, dict[str, Any]]:
         # The step is out of time, and the next one is to have the GPU for itself.
         jobs = json.loads(sh("llmuxctl", "jobs", "--json"))
         sh("llmuxctl", "cancel", *(job["Job"].rpartition("/")[2] for job in jobs), check=False)
+        shown = json.loads(sh("llmuxctl", "show", "--json", name))
+        _note_ways(notes, name, [dict(zip(FIELDS, row, strict=True)) for row in shown["Tuning"]])
         raise
     if not done.stdout:
         raise AssertionError(f"llmuxctl exited with {done.returncode}: {done.stderr}")
     (found,) = json.loads(done.stdout)
-    return time.monotonic() - begin, found
+    _note_ways(notes, name, found["measured"])
+    chosen = {each["key"]: each["value"] for each in found["letting_go"]}
+    why = {f"{each['key']} by": each["why"] for each in found["letting_go"]}
+    notes.add(
+        "tuned", model=name, seconds=time.monotonic() - begin, result=found["result"],
+        error=found["error"], **chosen, **why,
+    )  # fmt: skip
+    if found["result"] != "done":
+        raise AssertionError(found["error"])
 
 
-def _note(notes: Notes, name: str, seconds: float, found: dict[str, Any]) -> None:
-    for way in found.get("measured", ()):
+def _note_ways(notes: Notes, name: str, ways: list[dict[str, Any]]) -> None:
+    for way in ways:
         notes.add(
             f"{way['key']} {way['value']}", model=name, key=way["key"], value=way["value"],
             out=way["out"], back=way["back"], GiB=way["size"] / 2**30, rounds=way["rounds"],
             failed=way["failed"],
         )  # fmt: skip
-    chosen = {each["key"]: each["value"] for each in found.get("letting_go", ())}
-    why = {f"{each['key']} by": each["why"] for each in found.get("letting_go", ())}
-    notes.add(
-        "tuned", model=name, seconds=seconds, result=found["result"], error=found["error"],
-        **chosen, **why,
-    )  # fmt: skip
-    if found["result"] != "done":
-        raise AssertionError(found["error"])

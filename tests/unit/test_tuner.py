@@ -168,13 +168,32 @@ async def test_a_unit_that_does_not_park_is_out_of_that_tier_only() -> None:
 async def test_what_the_memory_has_not_the_room_for_is_not_tried(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("llmuxd.memory.available", lambda: 30 << 30)
+    monkeypatch.setattr("llmuxd.memory.available", lambda: 60 << 30)
+    monkeypatch.setattr("llmuxd.memory.spare", lambda: 30 << 30)
     async with on_stage(a_model("a", 0, 1)) as stage:
         stage.switcher._book.learn_need("a", 16 << 30)
         await tuned(stage)
-        assert "it holds 34.4 GB of its GPUs" in rows()["park", "off"].failed
-        assert "it holds" in rows()["checkpoint", "off"].failed
-        assert [each.rounds for each in made().figures] == [3, 3, 3, 3, 0, 0, 3, 3]
+        for way in (("park", "off"), ("checkpoint", "off"), ("park", "1"), ("checkpoint", "1")):
+            assert "it holds 34.4 GB of its GPUs, and the host has 32.2" in rows()[way].failed
+        assert [each.rounds for each in made().figures] == [3, 3, 3, 3, 0, 0, 0, 0]
+
+
+@simulated
+async def test_an_image_is_read_ahead_as_when_another_one_leaves_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    read: list[int] = []
+    async with on_stage(a_model("a")) as stage:
+        starts = stage.units.log.count
+
+        def read_ahead(_: object, size: int) -> None:
+            read.append(starts("start a"))
+
+        monkeypatch.setattr("llmuxd.readahead.read_ahead", read_ahead)
+        await tuned(stage)
+    # Before each start, or with it, but for the first and the last one.
+    assert len(read) == moves(stage.units, "start") - 2 == 12
+    assert all(number in (count, count + 1) for number, count in enumerate(read, start=2)), read
 
 
 @simulated
@@ -207,6 +226,38 @@ async def test_a_live_model_keeps_what_it_came_to() -> None:
         assert {each.tier for each in made().figures} == {PARK}
         assert stage.units.log[0] == "start a" and stage.units.log[-1] == "stop a"
         assert moves(stage.units, "start") == moves(stage.units, "stop") == 1
+
+
+@simulated
+async def test_what_a_live_model_came_to_is_on_disk_before_anything_is_tried() -> None:
+    async with on_stage(replace(a_model("a"), snapshot=Snapshot.LIVE)) as stage:
+        await stage.ask("a")
+        await tuned(stage)
+        assert stage.units.log[:4] == ["start a", "stop a", "start a", "reload a"]
+        assert stage.units.log[-1] == "stop a"
+
+
+@simulated
+async def test_one_that_could_not_be_written_is_not_risked() -> None:
+    async with on_stage(replace(a_model("a"), snapshot=Snapshot.LIVE)) as stage:
+        await stage.ask("a")
+        stage.units.break_verb("stop", "a")
+        job = await tuned(stage, "failed")
+        assert "could not be stopped" in str(job.error) or "would not stop" in str(job.error)
+        assert moves(stage.units, "reload") == 0
+        assert stage.switcher.state("a") is State.SERVING
+
+
+@simulated
+async def test_a_live_model_that_does_not_wake_goes_back_to_that() -> None:
+    async with on_stage(replace(a_model("a"), snapshot=Snapshot.LIVE)) as stage:
+        await stage.ask("a")
+        stage.units.broken = {"park kv"}
+        await tuned(stage)
+        assert "did not come back" in rows()["park", "kv"].failed
+        assert stage.units.fell_back == ["a"]
+        record = stage.switcher.model("a").checkpoint
+        assert record is not None and record.valid and record.live
 
 
 @simulated
@@ -369,6 +420,93 @@ async def test_two_are_measured_by_turns() -> None:
 
 
 # The end that was not to be
+
+
+@pytest.mark.parametrize("verb", ["start", "stop", "reload"])
+@pytest.mark.parametrize("which", [1, 2, 5])
+def test_a_stop_wins(verb: str, which: int) -> None:
+    @simulated
+    async def play() -> None:
+        async with on_stage(a_model("a"), a_model("b")) as stage:
+            for _ in range(1, which):
+                stage.units.hold(verb, "a").open()
+            gate = stage.units.hold(verb, "a")
+            job = stage.switcher.tune("a")
+            await gate.reached.wait()
+            stop = stage.switcher.stop("a")
+            await stage.settle()
+            gate.open()
+            assert await stage.result(stop) == "done"
+            await stage.settle()
+            assert job.result == "failed" and "was stopped while it was tuned" in str(job.error)
+            assert stage.switcher.state("a") in (State.COLD, State.CHECKPOINTED)
+            assert not stage.switcher.model("a").waiters and not stage.switcher.model("a").tried
+            assert Tuning.load("a") is None
+            log = list(stage.units.log)
+            await stage.ask("b")
+            await stage.settle()
+            assert [line for line in stage.units.log[len(log) :] if line.endswith(" a")] == []
+            await stage.ask("a")
+
+    play()
+
+
+@simulated
+async def test_a_stop_wins_while_it_waits_for_its_place() -> None:
+    async with on_stage(a_model("a"), a_model("b")) as stage:
+        client = stage.client("b")
+        await client.admitted.wait()
+        job = stage.switcher.tune("a")
+        await stage.settle()
+        assert await stage.result(stage.switcher.stop("a")) == "done"
+        assert job.result == "failed"
+        await client.finish()
+        await stage.settle()
+        assert moves(stage.units, "start") == 0
+
+
+@simulated
+async def test_a_stop_wins_over_its_warming_up() -> None:
+    async with on_stage(a_model("a")) as stage:
+        # Three for each of four images, and the first.
+        for _ in range(13):
+            stage.units.hold("start", "a").open()
+        gate = stage.units.hold("start", "a")
+        job = stage.switcher.tune("a")
+        await gate.reached.wait()
+        assert job.step == "warming up"
+        stop = stage.switcher.stop("a")
+        await stage.settle()
+        gate.open()
+        assert await stage.result(stop) == "done"
+        log = list(stage.units.log)
+        await stage.settle()
+        assert job.result == "failed" and stage.units.log == log
+        assert stage.switcher.state("a") is State.COLD
+        # What was measured by then is kept.
+        assert made().chosen
+
+
+@simulated
+async def test_what_was_measured_so_far_is_told() -> None:
+    async with on_stage(a_model("a")) as stage:
+        await tuned(stage)
+        old = stage.switcher.figures("a")
+        for _ in range(3):
+            stage.units.hold("reload", "a").open()
+        gate = stage.units.hold("reload", "a")
+        job = stage.switcher.tune("a")
+        await gate.reached.wait()
+        assert [each.tier for each in stage.switcher.figures("a")] == [DISK]
+        await stage.cancel(job)
+        gate.open()
+        await stage.until_idle()
+        await stage.settle()
+        assert [each.tier for each in stage.switcher.figures("a")] == [DISK]
+        # Nothing was chosen by it.
+        assert made().figures == old and stage.switcher.letting_go("a")[PARK].why is Why.TUNED
+        await tuned(stage)
+        assert stage.switcher.figures("a") == made().figures
 
 
 @pytest.mark.parametrize("verb", ["start", "stop", "reload"])

@@ -5,9 +5,11 @@ So is the driver: no process uses CUDA by it, and so none has to be suspended.
 """
 
 import json
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 
@@ -15,6 +17,7 @@ from llmuxd import names
 
 from ..libraries import CUDA
 from .guest import (
+    CONFIG,
     OPT,
     QWEN,
     TUNINGS,
@@ -22,6 +25,7 @@ from .guest import (
     complete,
     configure,
     eventually,
+    journal,
     record,
     report,
     sh,
@@ -138,6 +142,67 @@ def test_one_that_is_cancelled_leaves_nothing_half(step: str) -> None:
     assert complete(QWEN).text
     eventually(lambda: state(OPT) == "checkpointed", "it has left")
     assert (record(OPT)["sleep"], record(OPT)["trial"]) == ("2", False)
+    assert complete(OPT, max_tokens=1).text
+
+
+@pytest.mark.parametrize("step", ["image_sleep 2, 2", "park_sleep off, 1"])
+def test_a_stop_ends_it_and_the_model_stays_stopped(step: str) -> None:
+    _configure()
+    with subprocess.Popen(
+        ["llmuxctl", "warmup", "--tune", OPT], text=True, stdout=PIPE, stderr=PIPE
+    ) as tune:
+        eventually(lambda: step in sh("llmuxctl", "jobs"), f"it is at {step}")
+        sh("llmuxctl", "stop", OPT)
+        told, why = tune.communicate(timeout=60)
+    assert tune.returncode == 1 and "was stopped while it was tuned" in why.splitlines()[-1]
+    rows = [line.split()[:2] for line in told.splitlines()[1:]]
+    assert rows == [["image_sleep", "2"], ["park_sleep", "2"], ["image_sleep", "off"]][: len(rows)]
+    assert len(rows) == (0 if step.startswith("image") else 3)
+    assert complete(QWEN).text
+    assert state(OPT) in ("cold", "checkpointed")
+    assert unit(OPT, "ActiveState") == "inactive"
+    assert not list(TUNINGS.glob("*.json"))
+    assert complete(OPT, max_tokens=1).text
+
+
+def test_ctrl_c_twice_leaves_it_and_what_it_began_goes_on() -> None:
+    """Without a terminal nobody can be asked: the job goes on."""
+    _configure()
+    with subprocess.Popen(["llmuxctl", "warmup", "--tune", OPT]) as tune:
+        eventually(lambda: "image_sleep 2, 1" in sh("llmuxctl", "jobs"), "it is under way")
+        tune.send_signal(signal.SIGINT)
+        assert tune.wait(60) == 130
+    eventually(lambda: sh("llmuxctl", "jobs") == "no jobs", "it has ended", 300)
+    assert _made()["chosen"].keys() == {"checkpoint", "park"}
+
+
+def test_a_live_model_that_does_not_wake_keeps_what_it_had_come_to() -> None:
+    """Its memory is that of before the measurement, whichever way of parking failed."""
+    _configure("--wrong-after", "2", snapshot="live")
+    for _ in range(3):
+        assert complete(OPT, max_tokens=1).text
+    before = report(OPT)
+    said = sh("llmuxctl", "warmup", "--tune", OPT, timeout=300).splitlines()
+    row = next(line for line in said if line.startswith("park_sleep  2"))
+    assert "its canary says" in row, said
+    assert state(OPT) == "checkpointed" and record(OPT)["live"]
+    assert complete(OPT, max_tokens=1).text
+    after = report(OPT)
+    assert after["instance"] == before["instance"] and after["counter"] > before["counter"]
+    assert "goes back to what it was" in journal(names.unit(OPT))
+
+
+def test_a_reload_in_the_middle_that_changes_the_model_fails_it() -> None:
+    _configure()
+    with subprocess.Popen(
+        ["llmuxctl", "warmup", "--tune", OPT], text=True, stdout=PIPE, stderr=PIPE
+    ) as tune:
+        eventually(lambda: "park_sleep 2, 1" in sh("llmuxctl", "jobs"), "it is under way")
+        CONFIG.write_text(CONFIG.read_text().replace('"0.5"', '"0.4"'))
+        sh("llmuxctl", "reload")
+        _, why = tune.communicate(timeout=300)
+    assert tune.returncode == 1 and "became another" in why
+    assert not list(TUNINGS.glob("*.json"))
     assert complete(OPT, max_tokens=1).text
 
 
