@@ -69,9 +69,7 @@ class Model:
     backend: Backend | None = None
     checkpoint: Checkpoint | None = None
     tuning: Tuning | None = None
-    measured: tuple[Figures, ...] | None = (
-        None  # by a tuning that has not got to its end, or did not
-    )
+    measured: tuple[Figures, ...] | None = None  # by a tuning without an end, so far or for good
     tried: bool = False  # in ways that are measured; what they take is not what it takes as a rule
     kept: bool = False  # whoever has it come is about to move it, and policy is not to before
     activation: Activation | None = None

@@ -87,10 +87,10 @@ class Tuner:
     async def run(self) -> None:
         """Measure and keep what was found; it holds from the model's next start on."""
         self.nothing = _nothing(why_nothing_open(self._model.config))
+        self._model.measured = None if self.nothing else ()
         if self.nothing:
             return
         self._model.tried = True
-        self._model.measured = ()
         try:
             await self._secure()
             await self._measure()

@@ -75,7 +75,8 @@ def _made() -> Json:
 
 @pytest.mark.parametrize(("slow", "best"), [("1", "2"), ("2", "1")])
 def test_the_way_that_is_back_soonest_is_chosen_and_used(slow: str, best: str) -> None:
-    _configure(f"--first-after-{slow}", "1.5")
+    # By more than a host that is busy with others makes of it.
+    _configure(f"--first-after-{slow}", "4", "--seconds-per-token", "2")
     said = sh("llmuxctl", "warmup", "--tune", OPT, timeout=300).splitlines()
     assert said[-1] == f"{OPT}: image_sleep {best} (tuned), park_sleep {best} (tuned)", said
     rows = [line.split() for line in said[2:-1]]
@@ -165,15 +166,15 @@ def test_a_stop_ends_it_and_the_model_stays_stopped(step: str) -> None:
     assert complete(OPT, max_tokens=1).text
 
 
-def test_ctrl_c_twice_leaves_it_and_what_it_began_goes_on() -> None:
-    """Without a terminal nobody can be asked: the job goes on."""
+def test_ctrl_c_cancels_it_where_nobody_can_be_asked() -> None:
     _configure()
     with subprocess.Popen(["llmuxctl", "warmup", "--tune", OPT]) as tune:
         eventually(lambda: "image_sleep 2, 1" in sh("llmuxctl", "jobs"), "it is under way")
         tune.send_signal(signal.SIGINT)
         assert tune.wait(60) == 130
-    eventually(lambda: sh("llmuxctl", "jobs") == "no jobs", "it has ended", 300)
-    assert _made()["chosen"].keys() == {"checkpoint", "park"}
+    assert sh("llmuxctl", "jobs") == "no jobs"
+    assert not list(TUNINGS.glob("*.json"))
+    assert complete(OPT, max_tokens=1).text
 
 
 def test_a_live_model_that_does_not_wake_keeps_what_it_had_come_to() -> None:
