@@ -144,7 +144,7 @@ class Report:
         engine.
         """
         return [
-            share(row) - self._warm(row)
+            _share(row) - self._warm(row)
             for row in self.rows
             if row["what"] in SWITCHES and row.get("moves") and "asked" in row
         ]
