@@ -7,13 +7,14 @@ from unittest.mock import MagicMock
 
 import pytest
 
-from llmuxd import files, names
+from llmuxd import __version__, files, names, stored
 from llmuxd.config import ModelConfig
 from llmuxd.model import attending, cgroup
 from llmuxd.model.activation import Leave, order_leave
 from llmuxd.model.attending import DiedAlone
 from llmuxd.model.bystander import Bystander
 from llmuxd.model.container import Container, Facts
+from llmuxd.model.lifecycle import Lifecycle
 
 from .fake_units import an_activation
 
@@ -56,3 +57,17 @@ def test_so_it_does_where_the_server_died(did: list[str]) -> None:
         Bystander(ModelConfig("a", "")).clean_up()
     assert did == ["halt"]
     assert _record().exists()
+
+
+def test_a_helper_that_stayed_from_before_leaves_a_stop_to_another(did: list[str]) -> None:
+    order_leave("a", Leave.STOP)
+    stayed = Lifecycle(ModelConfig("a", ""))
+    assert stayed._answer("stop 0.0.1").startswith("failed: ")
+    newer = files.state_root() / "form.json"
+    files.write_json(newer, {"form": stored.FORM + 1})
+    assert stayed._answer(f"stop {__version__}").startswith("failed: ")
+    assert did == []
+    newer.unlink()
+    files.write_json(newer, {"form": stored.FORM})
+    assert stayed._answer(f"stop {__version__}") == "done"
+    assert did == ["stop"]
