@@ -32,10 +32,15 @@ def path(model: str, suffix: str) -> str:
     return f"{directory()}/{names.slug(model)}{suffix}"
 
 
-def forget(model: str) -> None:
-    """The unit is down. Of two runs at once there is one file each, so the mark goes last."""
+def forget(model: str, keep: str = "") -> None:
+    """The unit is down. Of two runs at once there is one file each, so the mark goes last.
+
+    `keep` is of one that stays.
+    """
     begin = path(model, "")
     for suffix in (LEAVE_ORDER, PARK_ORDER, PARKED, SOCKET, ACTIVATION, PLACE, CONMON, STOPPING):
+        if suffix == keep:
+            continue
         try:
             os.unlink(begin + suffix)
         except FileNotFoundError:

@@ -11,7 +11,7 @@ import sdnotify
 from .. import accepted, config, journal, names, stored
 from ..errors import LlmuxError, NoSuchModel, StateNotKept, StateTooNew
 from ..events import Event, about
-from . import mirrored
+from . import mirrored, shortage
 from .attending import Attending, DiedAlone
 from .keeping import Limits
 from .lifecycle import Lifecycle
@@ -148,11 +148,22 @@ def _run(verb: str, attending: Attending, path: Path | None) -> int:
             case _:
                 attending.clean_up()
     except (StartFailed, DiedAlone, CommandFailed, CannotPark, CannotWake) as error:
-        if verb == "start" or isinstance(error, DiedAlone):
-            attending.tell(f"failed: {error}")
-        log.error("%s", error, extra=about(_EVENTS.get(type(error)), phase=verb))
+        _tell_failure(verb, attending, error, str(error))
+        return 1
+    except OSError as error:
+        missing = shortage.of(str(error), gpu=False)
+        if not missing:
+            raise
+        _tell_failure(verb, attending, error, f"{error.strerror}: {missing}")
         return 1
     return 0
+
+
+def _tell_failure(verb: str, attending: Attending, error: Exception, text: str) -> None:
+    if verb == "start" or isinstance(error, DiedAlone):
+        attending.tell(f"failed: {text}")
+    found = (event for kind, event in _EVENTS.items() if isinstance(error, kind))
+    log.error("%s", text, extra=about(next(found, None), phase=verb))
 
 
 if __name__ == "__main__":

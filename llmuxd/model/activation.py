@@ -29,6 +29,7 @@ class Leave(StrEnum):
     """What `systemctl stop` of a model's unit does with the model."""
 
     CHECKPOINT = "checkpoint"
+    END = "end"  # nothing is written; an image that it has from before is kept
     STOP = "stop"
 
 
@@ -130,12 +131,15 @@ class Activation:
 
 
 def note_place(model: str, gpus: Sequence[int]) -> None:
-    """The unit begins to start the model on these GPUs; known from here on until it is down."""
+    """The unit begins to start the model on these GPUs; known until all is cleaned up again."""
     files.write_json(_place_path(model), {"gpus": list(gpus)})
 
 
 def noted_place(model: str) -> tuple[int, ...] | None:
-    """Where the unit of a model is that is not down; None where it has not told."""
+    """Where the unit of a model is that is not down; None where it has not told.
+
+    Of one that is down: its clean-up did not come to its end.
+    """
     gpus = (files.read_json(_place_path(model)) or {}).get("gpus")
     try:
         return tuple(int(gpu) for gpu in gpus) if isinstance(gpus, list) else None
@@ -165,7 +169,8 @@ def take_leave_order(model: str) -> LeaveOrder:
 def leave_order(model: str) -> LeaveOrder:
     """The order for the stop that has begun, and may have to begin once more (handing.py)."""
     raw = files.read_json(_order_path(model)) or {}
-    leave = Leave.STOP if raw.get("leave") == Leave.STOP.value else Leave.CHECKPOINT
+    wish = str(raw.get("leave"))
+    leave = Leave(wish) if wish in Leave.__members__.values() else Leave.CHECKPOINT
     return LeaveOrder(leave, files.texts(raw.get("wanted")), _sleep(raw.get("sleep")))
 
 
@@ -257,6 +262,14 @@ def parked_memory(model: str) -> int:
     raw = files.read_json(parked_path(model))
     held = raw.get("held") if raw is not None and raw.get("whole") is True else None
     return held if isinstance(held, int) else 0
+
+
+def parked_vram(model: str) -> dict[int, int]:
+    """What a parked model took of its GPUs, in bytes, by their numbers, as far as it is known."""
+    sizes = (files.read_json(parked_path(model)) or {}).get("vram")
+    if not isinstance(sizes, dict):
+        return {}
+    return {int(number): size for number, size in sizes.items() if isinstance(size, int)}
 
 
 def parked_path(model: str) -> Path:

@@ -30,7 +30,7 @@ class Bystander(Lifecycle):
         mark_kept(self._model.name)
         watch.move().save(self._model.name, Direction.OUT)
 
-    def _clean_container(self, *, tidy: bool) -> None:
+    def _clean_container(self) -> None:
         facts = self._container.inspect()
         if facts is not None and facts.running:
             self._container.halt()

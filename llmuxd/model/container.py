@@ -5,6 +5,7 @@ import json
 import logging
 import re
 import shutil
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,11 +24,15 @@ REMOVE_TIMEOUT = 60.0
 RUN_TIMEOUT = 300.0
 DUMP_TIMEOUT = 900.0
 STOP_GRACE = 10
+# CRIU's, beside the container's other files.
+DUMP_LOG = "dump.log"
+RESTORE_LOG = "restore.log"
 # What podman and the kernel both take for a size.
 _SHM_SIZE = re.compile(r"([0-9]{1,15})([kKmMgG]?)[iI]?[bB]?")
 _SHM = {"--ipc", "--shm-size", "--mount", "--tmpfs", "--volume", "-v"}
 # How podman says that it has no such thing; it exits with 125 for any other trouble too.
 _NO_IMAGE = ("image not known", "no such image")
+_RUNS = "is running or paused"
 _NO_NETWORK = ("network not found", "no such network")
 # On a container and its network: the name of the model.
 LABEL = "org.llmux.model"
@@ -180,7 +185,14 @@ class Container:
     def restore(self, timeout: float) -> None:
         """Bring it back from its checkpoint, which stays on disk."""
         argv = ["podman", "container", "restore", "--keep", "--tcp-established", self.name]
-        self._run_criu(argv, timeout, "restore.log")
+        try:
+            self._run_criu(argv, timeout, RESTORE_LOG)
+        except CommandFailed as error:
+            if _RUNS not in error.reason:
+                raise
+            # It was started by hand, or ended without podman's knowledge.
+            self.halt()
+            self._run_criu(argv, timeout, RESTORE_LOG)
 
     def checkpoint(self, directory: Path) -> None:
         """Write it to disk and end it; podman writes to `directory`, its checkpoint directory.
@@ -190,18 +202,43 @@ class Container:
         """
         empty_directory(directory)
         argv = ["podman", "container", "checkpoint", "--tcp-established", self.name]
-        self._run_criu(argv, DUMP_TIMEOUT, "dump.log")
+        self._run_criu(argv, DUMP_TIMEOUT, DUMP_LOG)
 
     def _run_criu(self, argv: list[str], timeout: float, log_name: str) -> None:
         """Run a command that runs CRIU; its failure is told in CRIU's words, podman has none."""
+        begin = time.time()
         try:
             run(argv, timeout)
         except CommandFailed as error:
-            facts = self.inspect()
-            cause = _criu_error(facts.userdata / log_name) if facts else ""
+            cause = _criu_error(self._criu_log(log_name, begin))
             if cause:
                 raise CommandFailed(argv, error.status, f"CRIU: {cause}") from None
             raise
+
+    def said_since(self, begin: float) -> str:
+        """What CRIU, at a restore, and the server have written since then, in Unix time.
+
+        Of CRIU's the errors, and what its CUDA plugin tells: that is no error to CRIU.
+        """
+        argv = ["podman", "logs", "--since", f"{begin:.3f}", self.name]
+        try:
+            said = run(argv, QUERY_TIMEOUT, merge=True)
+        except CommandFailed as error:
+            said = error.reason
+        criu = self._criu_log(RESTORE_LOG, begin).splitlines()
+        told = [line for line in criu if "Error " in line or "cuda" in line]
+        return "\n".join([*told, said])
+
+    def _criu_log(self, log_name: str, begin: float) -> str:
+        """What CRIU has written since then; empty where it has not even begun."""
+        try:
+            facts = self.inspect()
+            path = facts.userdata / log_name if facts else None
+            if path is None or path.stat().st_mtime < begin:
+                return ""
+            return path.read_text(encoding="utf-8", errors="replace")
+        except (CommandFailed, OSError):
+            return ""
 
     def stop(self) -> None:
         """End it, politely for a while; it may be started or restored no more."""
@@ -214,7 +251,11 @@ class Container:
 
     def halt(self) -> None:
         """The same for one whose end podman may have missed: no network or mount of it is left."""
-        self.kill()
+        try:
+            self.kill()
+        except CommandFailed as error:
+            # `conmon exited prematurely`, say: from here on podman knows that it has ended.
+            log.info("%s", error)
         run(["podman", "container", "cleanup", self.name], REMOVE_TIMEOUT)
 
     def remove(self) -> None:
@@ -294,14 +335,10 @@ def remove_all() -> None:
         run(["podman", "network", "rm", *networks], REMOVE_TIMEOUT)
 
 
-def _criu_error(path: Path) -> str:
+def _criu_error(log_text: str) -> str:
     """The first error in one of CRIU's logs: those after it are what it led to."""
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return ""
     # "(00.042017) Error (criu/files-reg.c:1234): what happened"
-    errors = [line.partition("Error ")[2] for line in lines if "Error " in line]
+    errors = [line.partition("Error ")[2] for line in log_text.splitlines() if "Error " in line]
     telling = [line for line in errors if "RLIMIT_NOFILE" not in line]
     return telling[0][:300] if telling else ""
 

@@ -26,6 +26,8 @@ _GRACE = 1.0
 # CUDA_ERROR_NOT_INITIALIZED is what a process without CUDA got from driver 580.159 on an H100,
 # OPERATING_SYSTEM a pid that is no process; cuda.h lists NOT_SUPPORTED too.
 _NOT_CUDA = (3, 304, 801)
+# CUDA_ERROR_OUT_OF_MEMORY.
+_FULL = 2
 
 
 class NoDriver(Exception):
@@ -60,6 +62,12 @@ class NotDone(Exception):
         super().__init__("; ".join(told))
         self.errors = errors
         self.left = left or {}
+
+    @property
+    def out_of_memory(self) -> bool:
+        """Whether a GPU was full, and all processes are as they were."""
+        full = (each for each in self.errors.values() if isinstance(each, CudaError))
+        return not self.timed_out and not self.left and any(e.code == _FULL for e in full)
 
     @property
     def timed_out(self) -> bool:

@@ -24,6 +24,7 @@ from .activation import (
     Way,
     leave_order,
     mark_kept,
+    noted_place,
     one_at_a_time,
     stopping_mark,
     was_kept,
@@ -58,8 +59,17 @@ class Lifecycle(Attending):
         watch = Stopwatch("start")
         limit = self._model.start_timeout + 2 * self._model.restore_timeout + PODMAN_MARGIN
         self._notify(f"EXTEND_TIMEOUT_USEC={int(limit * 1e6)}")
+        # Who kills all of a unit kills its clean-up too: systemd has the kernel kill the cgroup,
+        # and what it starts there afterwards ends at once (systemd 262, kernel 6.18).
+        unclean = noted_place(self._model.name) is not None
+        if unclean:
+            run_files.forget(self._model.name)
         self._begin(self._model.gpus)
         with one_at_a_time(self._model.name):
+            if unclean:
+                log.warning("the run before was not cleaned up: that is done now")
+                cgroup.kill_others()
+                self._clean_container()
             running = Start(self._model, self._container, self.tell, watch).run()
         move = watch.move()
         self._activation(running, move.seconds).save()
@@ -165,11 +175,13 @@ class Lifecycle(Attending):
 
     def _stop(self, facts: Facts, order: LeaveOrder, watch: Stopwatch) -> None:
         activation = Activation.load(self._model.name)
+        kept = False
         if order.leave is Leave.CHECKPOINT and activation is not None and activation.checkpoint:
-            if self._leave_image(facts, activation, order, watch):
-                mark_kept(self._model.name)
-            else:
-                self._end(activation, watch)
+            kept = self._leave_image(facts, activation, order, watch)
+        elif order.leave is Leave.END and activation is not None:
+            kept = self._leave_older(facts, activation, watch)
+        if kept:
+            mark_kept(self._model.name)
         else:
             self._end(activation, watch)
         watch.move().save(self._model.name, Direction.OUT)
@@ -201,23 +213,31 @@ class Lifecycle(Attending):
         room = Room(self._model.name, directory, self._limits(), order.wanted)
         written = imaging.write(self._container, facts, activation, watch, self.tell, room, trial)
         if written is Written.OLD:
-            log.warning("ending the server; the checkpoint before this one is kept")
-            watch.way = "kill"
-            with watch.part("kill"):
-                self._container.halt()
+            self._halt(watch)
         return written is not Written.NOTHING
 
     def _fall_back(self, facts: Facts, activation: Activation, watch: Stopwatch) -> bool:
         """End what does not come back, to its live image from before; False where it has none."""
-        if activation.snapshot is not Snapshot.LIVE or not imaging.is_whole(facts, activation):
+        if activation.snapshot is not Snapshot.LIVE:
+            return False
+        return self._leave_older(facts, activation, watch)
+
+    def _leave_older(self, facts: Facts, activation: Activation, watch: Stopwatch) -> bool:
+        """End the model with the image that it has from before; False where it has none."""
+        if not imaging.is_whole(facts, activation):
             return False
         log.warning("it goes back to what it was at its last checkpoint",
                     extra=about(Event.WAKE_FAILED))  # fmt: skip
-        watch.way = "kill"
         parking.thaw(activation)
+        self._halt(watch)
+        mark_used(self._model.name)
+        return True
+
+    def _halt(self, watch: Stopwatch) -> None:
+        log.warning("ending the server; the checkpoint before this one is kept")
+        watch.way = "kill"
         with watch.part("kill"):
             self._container.halt()
-        return True
 
     def _end(self, activation: Activation | None, watch: Stopwatch) -> None:
         """End the model with nothing left of it."""
@@ -235,18 +255,19 @@ class Lifecycle(Attending):
         name = self._model.name
         ordered, kept = stopping_mark(name).exists(), was_kept(name)
         started = Activation.load(name) is not None
-        if not ordered:
-            # A start that was cut short: its podman holds the container's lock for as long as
-            # CRIU takes, and systemd kills what is left only after this.
-            cgroup.kill_others()
-        run_files.forget(name)
         if not kept:
-            self._clean_container(tidy=ordered)
+            # The podman of a start or a dump that was cut short holds the container's lock for as
+            # long as CRIU takes, and systemd kills what is left only after this.
+            cgroup.kill_others()
+            # Killed from here on, the next start knows that there is something to be cleaned.
+            run_files.forget(name, keep=run_files.PLACE)
+            self._clean_container()
+        run_files.forget(name)
         if started and not ordered:
             how = os.environ.get("EXIT_CODE", "unknown"), os.environ.get("EXIT_STATUS", "unknown")
             raise DiedAlone(f"the container ended by itself ({how[0]}, status {how[1]})")
 
-    def _clean_container(self, *, tidy: bool) -> None:
+    def _clean_container(self) -> None:
         """Keep a container that has its checkpoint, remove any other."""
         facts = self._container.inspect()
         if facts is None:
@@ -256,9 +277,8 @@ class Lifecycle(Attending):
         record = Checkpoint.load(self._model.name)
         imaging.settle(facts.checkpoint_directory, record)
         if record is not None and record.valid and facts.id == record.container_id:
-            if facts.running or not tidy:
-                # podman may take a container whose conmon was killed for a running one still.
-                self._container.halt()
+            # podman may take a container whose conmon was killed for a running one still.
+            self._container.halt()
             return
         log.info("removing what is left of the container %s", self._container.name)
         self._container.remove()
@@ -268,8 +288,9 @@ class Lifecycle(Attending):
     def _awake(self, activation: Activation, watch: Stopwatch) -> bool:
         """Have it back from memory: the image of one that is parked has not been seen to work."""
         try:
-            parking.wake(activation, watch)
+            parking.wake(activation, watch, leaves=True)
             return True
         except parking.CannotWake as error:
-            log.error("%s; stopping the model instead", error, extra=about(Event.WAKE_FAILED))
+            log.error("no checkpoint is written, for that needs its GPU: %s", error,
+                      extra=about(Event.WAKE_FAILED))  # fmt: skip
             return False

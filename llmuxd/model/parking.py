@@ -7,13 +7,13 @@ no GPU is just frozen.
 
 import logging
 import os
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from .. import files
 from ..events import Event, about
 from . import canary, cgroup, freezer, signals, vllm
-from .activation import Activation, parked_path
+from .activation import Activation, parked_path, parked_vram
 from .moves import Stopwatch
 from .server import WrongAnswer
 
@@ -34,18 +34,24 @@ class CannotWake(Exception):
     """The model did not come back as it was, and must be ended; one line says why."""
 
 
+class NoPlace(CannotWake):
+    """It stays parked, as it was: somebody else has the memory of its GPU; one line says who."""
+
+
 @dataclass(frozen=True)
 class Parked:
     """What has to be undone: the requests that wake its engine, and its canary before they did.
 
     `whole`: it got to its end; one that did not may hold its GPU still. `held` is what it takes of
-    the host's memory, in bytes.
+    the host's memory, in bytes; `vram` what it took of its GPUs, by their numbers, where that was
+    measured.
     """
 
     back: tuple[str, ...] = ()
     canary: str = ""
     whole: bool = False
     held: int = 0
+    vram: dict[int, int] = field(default_factory=dict)
 
     @classmethod
     def load(cls, model: str) -> "Parked | None":
@@ -58,6 +64,7 @@ class Parked:
             canary=str(raw.get("canary", "")),
             whole=raw.get("whole") is True,
             held=int(str(raw.get("held", 0))),
+            vram=parked_vram(model),
         )
 
     def save(self, model: str) -> None:
@@ -101,11 +108,16 @@ def park(activation: Activation, watch: Stopwatch, trial: bool = False) -> None:
     log.info("parked", extra=about(Event.MODEL_PARKED, phase="park"))
 
 
-def wake(activation: Activation, watch: Stopwatch) -> bool:
-    """The reverse of `park`, and the proof that it is one; False where it was not parked."""
+def wake(activation: Activation, watch: Stopwatch, *, leaves: bool = False) -> bool:
+    """The reverse of `park`, and the proof that it is one; False where it was not parked.
+
+    `leaves`: it comes back for no more than a dump, and takes no GPU from anybody for that.
+    """
     parked = Parked.load(activation.model)
     if parked is None:
         return False
+    if leaves and parked.whole and parked.vram:
+        _require_place(parked)
     # From here on it may hold its GPU again, however far it comes.
     replace(parked, whole=False).save(activation.model)
     with watch.part("thaw"):
@@ -171,7 +183,8 @@ def _leave_gpu(activation: Activation, answer: str, watch: Stopwatch, trial: boo
             vram.check_trial(processes(activation))
     except (WrongAnswer, vram.TooMuch) as error:
         raise CannotPark(str(error)) from None
-    parked = Parked(nap.back, answer)
+    # Before it lets go: for a dump it takes all of it again.
+    parked = Parked(nap.back, answer, vram=vram.held(processes(activation)))
     parked.save(activation.model)
     try:
         with watch.part("sleep"):
@@ -197,12 +210,38 @@ def _return_to_gpu(activation: Activation, parked: Parked, watch: Stopwatch) -> 
 
     try:
         with watch.part("resume"):
-            driver = gpu.Driver()
-            gpu.resume(driver, list(gpu.find(driver, processes(activation))), STEP_LIMIT)
+            _resume(activation, parked)
         with watch.part("wake"):
             vllm.take_up(activation.port, parked.back)
     except (gpu.NoDriver, gpu.NotDone, WrongAnswer) as error:
         raise CannotWake(f"it does not come back: {error}") from None
+
+
+def _require_place(parked: Parked) -> None:
+    from . import vram
+
+    why = vram.why_no_room(parked.vram)
+    if why:
+        raise NoPlace(why)
+
+
+def _resume(activation: Activation, parked: Parked) -> None:
+    """NoPlace where the GPU has not the memory: then nothing of it is on there, as before."""
+    from . import gpu, vram
+
+    driver = gpu.Driver()
+    try:
+        gpu.resume(driver, list(gpu.find(driver, processes(activation))), STEP_LIMIT)
+    except gpu.NotDone as error:
+        if not (parked.whole and error.out_of_memory):
+            raise
+        try:
+            _hold_still(activation)
+        except freezer.NotFrozen:
+            raise error from None
+        parked.save(activation.model)
+        who = vram.why_no_room(parked.vram)
+        raise NoPlace(f"its GPU's memory is full: {who or error}") from None
 
 
 def _put_back(activation: Activation) -> None:

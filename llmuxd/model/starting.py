@@ -3,13 +3,15 @@
 
 import importlib
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from .. import files
 from ..config import ModelConfig
 from ..events import Event, about
-from . import canary, cgroup, engine, identity, imaging, place, port, vllm
+from . import canary, cgroup, engine, identity, imaging, place, port, shortage, vllm
 from .activation import Way
 from .checkpoint import Checkpoint
 from .container import Container
@@ -24,6 +26,10 @@ log = logging.getLogger("llmux-model")
 
 class StartFailed(Exception):
     """Neither restore nor cold start brought the model up; one line says why."""
+
+
+class ShortOf(StartFailed):
+    """It was not restored for want of what the host may have again: its image is kept for then."""
 
 
 class CannotRestore(Exception):
@@ -69,7 +75,7 @@ class Start:
         self._watch = watch
 
     def run(self) -> Running:
-        """Have the model healthy; StartFailed otherwise, and nothing of it is left.
+        """Have the model healthy; StartFailed otherwise, and nothing of it but an image is left.
 
         CommandFailed where podman does not work, or its network cannot be closed: nothing was done.
         """
@@ -94,12 +100,15 @@ class Start:
         with self._watch.part("close"):
             closing.answer()
         self._tell("restoring the checkpoint")
+        begin = time.time()
         # The health is asked for by it, and it takes time to load.
         Asked(lambda: importlib.import_module("http.client"))
         try:
             with self._watch.part("restore"):
                 self._container.restore(self._model.restore_timeout)
         except (CommandFailed, OSError) as error:
+            disks = Path(record.directory).parent, files.runtime_root()
+            self._blame_host(str(error), begin, shortage.of_disks(disks))
             # Where podman does not work at all it is not the image's fault, and this raises too.
             self._container.image_id()
             raise self._not_restored(record, str(error)) from None
@@ -110,11 +119,13 @@ class Start:
         try:
             running = self._wait_healthy(record.port, self._model.restore_timeout)
         except (CommandFailed, OSError, engine.EngineDied, engine.EngineTimeout) as error:
+            self._blame_host(str(error), begin)
             raise self._not_restored(record, str(error)) from None
         try:
             with self._watch.part("wake"):
                 vllm.take_up(record.port, record.back)
         except WrongAnswer as error:
+            self._blame_host(str(error), begin)
             # Somebody else may fill the GPU just now. Twice in a row it is the sleep's fault.
             if not record.trial:
                 record = replace(record, slept_badly=record.overslept, overslept=True)
@@ -123,6 +134,7 @@ class Start:
             with self._watch.part("canary"):
                 self._check_canary(record)
         except WrongAnswer as error:
+            self._blame_host(str(error), begin)
             # Perhaps it would have, had it not slept.
             record = replace(record, slept_badly=bool(record.back) and not record.trial)
             raise self._not_restored(record, str(error)) from None
@@ -159,6 +171,27 @@ class Start:
         record.invalidate(reason)
         cgroup.kill_others()
         return CannotRestore(reason)
+
+    def _blame_host(self, why: str, begin: float, missing: str = "") -> None:
+        """ShortOf where the host lacked what the restore, begun at that Unix time, took."""
+        gpu = bool(self._model.device_names)
+        told = f"{why}\n{self._container.said_since(begin)}"
+        # What takes more than a whole GPU comes back at no time.
+        if gpu:
+            from . import vram
+
+            gpu = vram.is_shared(self._model.gpus, self._model.name)
+        missing = shortage.of(told, gpu=gpu) or missing
+        if not missing:
+            return
+        reason = f"the restore failed: {why}: {missing}; its checkpoint is kept until then"
+        cgroup.kill_others()
+        try:
+            self._container.halt()
+        except CommandFailed as error:
+            # As the disk is full, perhaps; its next start does it.
+            log.warning("what is left of it cannot be ended: %s", error)
+        raise ShortOf(reason)
 
     def _check_canary(self, record: Checkpoint) -> None:
         """Ask what was asked when the image was taken; WrongAnswer where it says something else."""

@@ -1,19 +1,22 @@
 # SPDX-License-Identifier: MIT
-"""What a model has on its GPUs, and whether the host has the memory to take it in.
+"""What a model has on its GPUs: whether the host has the memory for it, and they have it again.
 
 The driver brings all of it into memory of the model's processes. Where that is more than there is,
-the kernel kills one of the host's processes to get it, and often another one than these.
+the kernel kills one of the host's processes to get it, and often another one than these. On its way
+back it takes what is free on the GPUs, which somebody else may be about to take.
 """
 
 import socket
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 
 from .. import memory
-from ..meter.reading import BadReading, Reading, parse, socket_path
+from ..meter.reading import BadReading, GpuMemory, Reading, parse, socket_path
 from . import gpu
 
 # In seconds. A measurement takes milliseconds, and it is in the way of whoever waits for the GPU.
 LIMIT = 2.0
+# So many of those who hold a GPU's memory are named.
+NAMED = 3
 
 
 class TooMuch(Exception):
@@ -55,6 +58,51 @@ def _compare(held: int) -> None:
     if held > spare:
         raise TooMuch(f"it holds {held / 1e9:.1f} GB of GPU memory, and the host has"
                       f" {spare / 1e9:.1f} GB to spare")  # fmt: skip
+
+
+def held(pids: Collection[int]) -> dict[int, int]:
+    """The bytes that these processes hold, by the GPU's number, as far as it is known."""
+    sizes = {
+        each.number: sum(holder.bytes or 0 for holder in each.holders if holder.pid in pids)
+        for each in _gpus()
+    }
+    return {number: size for number, size in sizes.items() if size}
+
+
+def why_no_room(needed: Mapping[int, int]) -> str:
+    """Which GPU, by its number, has not so many bytes free, and who holds it; empty where all have.
+
+    So it is, too, where nothing is measured, or nothing is known to be needed.
+    """
+    for each in _gpus() if needed else ():
+        wanted, free = needed.get(each.number, 0), each.total - each.used
+        if wanted > free:
+            return (
+                f"GPU {each.number} has {max(free, 0) / 1e9:.1f} GB free, and it takes"
+                f" {wanted / 1e9:.1f} GB: {_holders(each)}"
+            )
+    return ""
+
+
+def is_shared(numbers: Collection[int], model: str) -> bool:
+    """Whether others than the model hold memory of these GPUs; True where it is not measured."""
+    gpus = [each for each in _gpus() if each.number in numbers]
+    return not gpus or any(each.used > each.held.get(model, 0) for each in gpus)
+
+
+def _holders(full: GpuMemory) -> str:
+    known = sorted(full.holders, key=lambda holder: -(holder.bytes or 0))[:NAMED]
+    told = [
+        f"{holder.model or holder.name or 'a process'} (PID {holder.pid}) holds"
+        + (" some" if holder.bytes is None else f" {holder.bytes / 1e9:.1f} GB")
+        for holder in known
+    ]
+    return "; ".join(told) or f"processes that are not seen hold {full.used / 1e9:.1f} GB"
+
+
+def _gpus() -> tuple[GpuMemory, ...]:
+    reading = _measured()
+    return () if reading is None else reading.gpus
 
 
 def _measured() -> Reading | None:

@@ -158,7 +158,7 @@ class FakeUnits(Units):
         elif order.leave is Leave.CHECKPOINT:
             record = a_checkpoint(self.config.models[name], self.ports.get(name, 1))
             replace(record, sleep=order.sleep, trial=order.sleep is not None).save()
-        else:
+        elif order.leave is Leave.STOP:
             Checkpoint.forget(name)
         Activation.forget(name)
         Parked.forget(name)

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 import json
+import os
 import subprocess
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -12,6 +14,7 @@ from llmuxd import files, names
 from llmuxd.config import Engine, ModelConfig, Sleep
 from llmuxd.model import container, seccomp, vllm
 from llmuxd.model.activation import conmon_pidfile
+from llmuxd.model.process import CommandFailed
 
 
 def argv_of(model: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -199,3 +202,78 @@ def test_or_podmans_where_that_is_not_known_to_work(
     given = set(pairwise(argv_of(model, monkeypatch)))
     assert ("--shm-size", model.shm_size) in given
     assert not any(word.startswith("--ipc=none") for pair in given for word in pair)
+
+
+FAILS = CommandFailed(["podman"], 125, "exit status 1")
+
+
+class Podman:
+    """Stands for podman: each command has the next of its answers, the last one for good."""
+
+    def __init__(self, **answers: list[str | CommandFailed]):
+        self.told: list[str] = []
+        self._answers = answers
+
+    def run(self, argv: Sequence[str], timeout: float, *, merge: bool = False) -> str:
+        verb = argv[2] if argv[1] == "container" else argv[1]
+        self.told.append(verb)
+        answers = self._answers.get(verb, [""])
+        answer = answers.pop(0) if len(answers) > 1 else answers[0]
+        if isinstance(answer, CommandFailed):
+            raise answer
+        return answer
+
+
+def _inspected(userdata: Path) -> list[str | CommandFailed]:
+    state = {"Status": "running", "Pid": 1, "ConmonPid": 2}
+    return [json.dumps([{"Id": "c", "Image": "i", "State": state, "StaticDir": str(userdata)}])]
+
+
+def _podman(monkeypatch: pytest.MonkeyPatch, **answers: list[str | CommandFailed]) -> Podman:
+    podman = Podman(**answers)
+    monkeypatch.setattr(container, "run", podman.run)
+    return podman
+
+
+MODEL = ModelConfig("a", "i")
+
+
+def test_one_whose_conmon_was_killed_is_cleaned_up_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    dead = CommandFailed(["podman"], 125, "conmon exited prematurely")
+    podman = _podman(monkeypatch, stop=[dead])
+    container.Container(MODEL).halt()
+    assert podman.told == ["stop", "cleanup"]
+
+
+def test_what_podman_takes_for_running_is_ended_and_restored(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    runs = CommandFailed(["podman"], 125, "container c is running or paused, cannot restore")
+    podman = _podman(monkeypatch, restore=[runs, ""], inspect=_inspected(tmp_path))
+    container.Container(MODEL).restore(1.0)
+    assert [verb for verb in podman.told if verb != "inspect"] == [
+        "restore", "stop", "cleanup", "restore",
+    ]  # fmt: skip
+    podman = _podman(monkeypatch, restore=[FAILS], inspect=_inspected(tmp_path))
+    with pytest.raises(CommandFailed, match="exit status 1"):
+        container.Container(MODEL).restore(1.0)
+    assert podman.told == ["restore", "inspect"]
+
+
+@pytest.mark.parametrize(("age", "cause"), [(0.0, "CRIU: of this one"), (60.0, "exit status 1")])
+def test_an_earlier_restores_log_says_nothing_of_this_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, age: float, cause: str
+) -> None:
+    log = tmp_path / container.RESTORE_LOG
+    log.write_text("(00.1) Error of this one\n(00.2) cuda_plugin: out of memory\n(00.3) mmap\n")
+    # Written while it restores.
+    when = time.time() + 5 - age
+    os.utime(log, (when, when))
+    _podman(monkeypatch, restore=[FAILS], inspect=_inspected(tmp_path), logs=["the server"])
+    with pytest.raises(CommandFailed, match=cause):
+        container.Container(MODEL).restore(1.0)
+    said = container.Container(MODEL).said_since(time.time())
+    assert "the server" in said and "mmap" not in said
+    assert ("cuda_plugin: out of memory" in said) is (age == 0.0)

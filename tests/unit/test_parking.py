@@ -15,7 +15,7 @@ from llmuxd.model.activation import Activation
 from llmuxd.model.freezer import NotFrozen
 from llmuxd.model.gpu import State
 from llmuxd.model.moves import Stopwatch
-from llmuxd.model.parking import CannotPark, CannotWake, Parked
+from llmuxd.model.parking import CannotPark, CannotWake, NoPlace, Parked
 
 from .engine import Engine, an_engine
 from .fake_cuda import FakeCuda
@@ -297,10 +297,61 @@ async def test_a_resume_that_fails_is_told_and_stays_known(cuda: FakeCuda) -> No
     async with an_engine() as server:
         vllm = Vllm(server)
         await vllm.park()
-        cuda.fail("Restore:13=2")
+        cuda.fail("Restore:13=700")
         with pytest.raises(CannotWake, match="does not come back"):
             await vllm.wake()
-        assert activation.has_parked("a")
+        assert activation.has_parked("a") and not activation.is_parked("a")
+
+
+async def test_one_whose_gpu_is_full_stays_parked(cuda: FakeCuda, kernel: Freezer) -> None:
+    others = Holder(99, "python3", None, 80 << 30)
+    async with an_engine() as server:
+        vllm = Vllm(server)
+        async with a_meter(Holder(API, "vllm", "a", 4 << 30)):
+            await vllm.park()
+        before = Parked.load("a")
+        cuda.fail("Restore:13=2")
+        async with a_meter(others):
+            with pytest.raises(NoPlace, match=r"full: GPU 0 .* python3 \(PID 99\) holds 85.9 GB"):
+                await vllm.wake()
+        assert activation.is_parked("a") and Parked.load("a") == before
+        assert kernel.log == ["freeze /payload", "thaw /payload", "freeze /payload"]
+        assert [cuda.state(pid) for pid in (API, CORE)] == [State.CHECKPOINTED] * 2
+        cuda.fail()
+        await vllm.wake()
+        assert vllm.awake and not activation.has_parked("a")
+
+
+async def test_one_that_is_half_back_does_not_pass_for_parked(cuda: FakeCuda) -> None:
+    async with an_engine() as server:
+        vllm = Vllm(server)
+        await vllm.park()
+        cuda.fail("Restore:13=2", "Checkpoint:12=2")
+        with pytest.raises(CannotWake) as raised:
+            await vllm.wake()
+        assert not isinstance(raised.value, NoPlace)
+        assert not activation.is_parked("a")
+
+
+@pytest.mark.parametrize(("free", "fits"), [(5 << 30, False), (10 << 30, True)])
+async def test_for_a_dump_it_takes_no_gpu_from_anybody(
+    cuda: FakeCuda, kernel: Freezer, free: int, fits: bool
+) -> None:
+    """What it needs is what it held before its engine let go of a part."""
+    mine = Holder(API, "vllm", "a", 4 << 30), Holder(CORE, "vllm", "a", 6 << 30)
+    async with an_engine() as server:
+        vllm = Vllm(server)
+        async with a_meter(*mine):
+            await vllm.park()
+        steps, frozen = cuda.steps(), list(kernel.log)
+        async with a_meter(Holder(99, "vllm", "b", 70 << 30), used=(80 << 30) - free):
+            leave = asyncio.to_thread(parking.wake, vllm.run, Stopwatch("checkpoint"), leaves=True)
+            if fits:
+                assert await leave and vllm.awake
+                return
+            with pytest.raises(NoPlace, match=r"takes 10.7 GB: b \(PID 99\) holds 75.2 GB"):
+                await leave
+        assert (cuda.steps(), kernel.log) == (steps, frozen) and activation.is_parked("a")
 
 
 async def test_one_that_is_on_its_way_back_is_not_off_its_gpu_any_more(

@@ -1,22 +1,26 @@
 # SPDX-License-Identifier: MIT
 """A start, as far as it needs no podman: what is asked once podman has restored."""
 
+import shutil
 import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from llmuxd.config import ModelConfig
-from llmuxd.model import engine, identity, port, vllm
+from llmuxd.model import cgroup, engine, identity, port, vllm, vram
 from llmuxd.model.checkpoint import Checkpoint, manifest
 from llmuxd.model.container import Container
 from llmuxd.model.meanwhile import Asked
 from llmuxd.model.moves import Stopwatch
 from llmuxd.model.process import CommandFailed
 from llmuxd.model.server import WrongAnswer
-from llmuxd.model.starting import CannotRestore, Running, Start
+from llmuxd.model.starting import CannotRestore, Running, ShortOf, Start
+
+from .fake_units import an_identity
 
 MODEL = ModelConfig(name="facebook/opt-125m", image="localhost/mine", devices=(), canary=False)
 NO_PODMAN = CommandFailed(["podman"], 127, "podman: No such file or directory")
@@ -29,6 +33,7 @@ class Podman(Container):
         super().__init__(MODEL)
         self._image = image
         self._restores = restores
+        self.said = ""
         self.asked = threading.Event()
 
     def image_id(self) -> str:
@@ -42,6 +47,9 @@ class Podman(Container):
         assert not self.asked.is_set()
         if self._restores is not None:
             raise self._restores
+
+    def said_since(self, begin: float) -> str:
+        return self.said
 
     def pids(self) -> tuple[int, int] | None:
         return 1, 1
@@ -59,8 +67,10 @@ def checkpointed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(port, "free", lambda _: True)
 
 
-def _restore(podman: Podman, close: Callable[[], None] = lambda: None) -> Running:
-    return Start(MODEL, podman, lambda _: None, Stopwatch("restore"))._restore(Asked(close))
+def _restore(
+    podman: Podman, close: Callable[[], None] = lambda: None, model: ModelConfig = MODEL
+) -> Running:
+    return Start(model, podman, lambda _: None, Stopwatch("restore"))._restore(Asked(close))
 
 
 @pytest.mark.usefixtures("checkpointed")
@@ -110,10 +120,78 @@ def test_a_restore_that_fails_by_itself_does() -> None:
     assert record is not None and "CRIU: spins" in record.invalid
 
 
-def _sleeping(*, overslept: bool) -> None:
+@pytest.fixture
+def ends(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What was ended of a restore that failed."""
+    ended: list[str] = []
+    monkeypatch.setattr(cgroup, "kill_others", lambda: ended.append("kill"))
+    monkeypatch.setattr(Container, "halt", lambda _: ended.append("halt"))
+    return ended
+
+
+@pytest.mark.usefixtures("checkpointed")
+@pytest.mark.parametrize(
+    ("why", "todo"),
+    [
+        ("write /run/crun/c0ffee: no space left on device", "a disk is full: make room"),
+        ("CRIU: (criu/mem.c:1): Can't mmap: Cannot allocate memory", "the host's memory is full"),
+    ],
+)
+def test_what_the_host_lacks_costs_no_checkpoint(ends: list[str], why: str, todo: str) -> None:
+    with pytest.raises(ShortOf, match=todo) as told:
+        _restore(Podman("i1", CommandFailed(["podman"], 125, why)))
+    assert why in str(told.value) and "its checkpoint is kept" in str(told.value)
+    record = Checkpoint.load(MODEL.name)
+    assert record is not None and record.valid
+    assert ends == ["kill", "halt"]
+
+
+@pytest.mark.usefixtures("checkpointed", "ends")
+@pytest.mark.parametrize(("free", "kept"), [(4096, True), (1 << 20, False)])
+def test_a_full_disk_is_seen_where_nobody_tells_of_it(
+    monkeypatch: pytest.MonkeyPatch, free: int, kept: bool
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    with pytest.raises(ShortOf if kept else CannotRestore):
+        _restore(Podman("i1", CommandFailed(["podman"], 125, "CRIU: something")))
+    record = Checkpoint.load(MODEL.name)
+    assert record is not None and record.valid is kept
+
+
+@pytest.mark.usefixtures("checkpointed", "ends")
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("where", ["criu", "wake"])
+def test_a_gpu_that_others_have_filled_costs_no_checkpoint(
+    monkeypatch: pytest.MonkeyPatch, where: str, shared: bool
+) -> None:
+    """Where nobody else is on it, it is the image that takes too much."""
+    model = replace(MODEL, devices=("/dev/gpu",))
+    monkeypatch.setattr(identity, "here", lambda *_: an_identity(model))
+    _sleeping(overslept=True, here=an_identity(model))
+    monkeypatch.setattr(vram, "is_shared", lambda *_: shared)
+    podman = Podman("i1")
+    if where == "criu":
+        podman.said = "(1.2) cuda_plugin: restore of process 7: CUDA_ERROR_OUT_OF_MEMORY (2)"
+        monkeypatch.setattr(engine, "wait_healthy", _dies)
+    else:
+        podman.said = "RuntimeError: CUDA Error: out of memory at /csrc/cumem_allocator.cpp:62"
+        _take_up(monkeypatch, WrongAnswer("it refuses /wake_up with status 500"))
+    with pytest.raises(ShortOf if shared else CannotRestore):
+        _restore(podman, model=model)
+    record = Checkpoint.load(MODEL.name)
+    assert record is not None and record.valid is shared
+    assert record.slept_badly is (where == "wake" and not shared)
+
+
+def _dies(*_: object) -> None:
+    raise engine.EngineTimeout("it did not become healthy within 1 s")
+
+
+def _sleeping(*, overslept: bool, here: identity.Identity | None = None) -> None:
     record = Checkpoint.load(MODEL.name)
     assert record is not None
-    replace(record, back=("/wake_up",), overslept=overslept).save()
+    here = here or record.identity
+    replace(record, back=("/wake_up",), overslept=overslept, identity=here).save()
 
 
 def _take_up(monkeypatch: pytest.MonkeyPatch, error: WrongAnswer | None) -> None:

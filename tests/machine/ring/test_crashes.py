@@ -9,8 +9,21 @@ from pathlib import Path
 import pytest
 
 from llmuxd import names
+from llmuxd.model.checkpoint import aside
 
-from .guest import OPT, QWEN, complete, configure, counter, eventually, sh, state
+from .guest import (
+    OPT,
+    QWEN,
+    complete,
+    configure,
+    counter,
+    eventually,
+    image,
+    journal,
+    record,
+    sh,
+    state,
+)
 
 CRIU = Path("/usr/local/sbin/criu")
 HOLD = Path("/run/hold-criu")
@@ -55,7 +68,7 @@ def _kill_unit() -> None:
     sh("systemctl", "kill", "--kill-whom=all", "-s", "KILL", names.unit(OPT))
 
 
-@pytest.mark.parametrize("kill", [_kill_helper, _kill_stayed, _kill_podman, _kill_criu])
+@pytest.mark.parametrize("kill", [_kill_helper, _kill_stayed, _kill_podman, _kill_criu, _kill_unit])
 def test_who_dies_in_a_dump_leaves_the_image_before(
     kill: Callable[[], None], held_criu: Callable[[], None]
 ) -> None:
@@ -65,14 +78,37 @@ def test_who_dies_in_a_dump_leaves_the_image_before(
     assert complete(OPT).text == text
     assert complete(OPT).text == text
     assert counter(OPT) == 3
+    before = record(OPT)
     held_criu()
     sh("systemctl", "stop", "--no-block", names.unit(OPT))
     eventually(HELD.exists, "CRIU was called")
     kill()
     HOLD.unlink()
     eventually(lambda: state(OPT) in ("checkpointed", "failed"), "it is down")
+    told = record(OPT)
+    assert not told["invalid"] and told == before
     assert complete(OPT).text == text
     assert counter(OPT) == 2
+    assert "cold start: the restore" not in journal(names.unit(OPT))
+    assert not aside(image(OPT)).exists()
+    assert complete(QWEN).text
+
+
+def test_a_dump_comes_to_its_end_without_conmon(held_criu: Callable[[], None]) -> None:
+    """Who else would have seen how the container ended?"""
+    configure({name: {"args": ["--model", name]} for name in (OPT, QWEN)})
+    text = complete(OPT).text
+    held_criu()
+    sh("systemctl", "stop", "--no-block", names.unit(OPT))
+    eventually(HELD.exists, "CRIU was called")
+    sh("pkill", "-KILL", "conmon")
+    HOLD.unlink()
+    eventually(lambda: state(OPT) in ("checkpointed", "failed"), "it is down")
+    for answers in (2, 3):
+        assert complete(OPT).text == text
+        assert counter(OPT) == answers
+        sh("llmuxctl", "checkpoint", OPT)
+        assert sh("podman", "ps", "--quiet") == ""
     assert complete(QWEN).text
 
 
@@ -99,3 +135,17 @@ def test_who_dies_in_a_restore_leaves_a_model_that_starts(
     eventually(lambda: state(OPT) in ("serving", "failed"), "its start is over")
     assert complete(OPT).text == text
     assert complete(QWEN).text
+
+
+@pytest.mark.parametrize("whom", ["all", "main"])
+def test_one_that_is_killed_while_it_is_parked_comes_back_from_its_image(whom: str) -> None:
+    configure({name: {"args": ["--model", name], "tier": "park"} for name in (OPT, QWEN)})
+    text = complete(OPT).text
+    sh("llmuxctl", "checkpoint", OPT)
+    assert complete(OPT).text == text
+    sh("llmuxctl", "park", OPT)
+    sh("systemctl", "kill", f"--kill-whom={whom}", "-s", "KILL", names.unit(OPT))
+    eventually(lambda: state(OPT) == "failed", "it is down")
+    assert complete(OPT).text == text
+    assert counter(OPT) == 2
+    assert state(OPT) == "serving"

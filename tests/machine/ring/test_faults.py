@@ -237,6 +237,45 @@ def _small_disk_for(*directories: Path) -> Iterator[Path]:
         disk.rmdir()
 
 
+@pytest.mark.parametrize("place", ["/run/crun", "/run/llmux"])
+def test_a_full_disk_during_a_restore_costs_no_checkpoint(place: str) -> None:
+    configure({OPT: {"args": ["--model", OPT]}})
+    text = complete(OPT).text
+    sh("llmuxctl", "checkpoint", OPT)
+    before = record(OPT)
+    with _full_disk_for(Path(place)) as filler:
+        answer = complete(OPT)
+        assert answer.status == 503
+        told = answer.json["error"]["message"]
+        assert "full: make room on it" in told
+        assert record(OPT) == before
+        assert "cold start: the restore" not in journal(names.unit(OPT))
+        assert sh("podman", "ps", "-q") == "" and unit(OPT, "ActiveState") == "failed"
+        filler.unlink()
+        sh("llmuxctl", "switch", OPT)
+        assert complete(OPT).text == text
+        assert counter(OPT) == 2
+        sh("systemctl", "stop", names.unit(OPT))
+
+
+@contextmanager
+def _full_disk_for(directory: Path) -> Iterator[Path]:
+    """What is in it on a file system of its own, full by this file."""
+    disk = Path("/run/full-disk")
+    disk.mkdir()
+    sh("mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(disk))
+    try:
+        sh("cp", "--archive", f"{directory}/.", str(disk))
+        sh("mount", "--bind", str(disk), str(directory))
+        filler = directory / "filler"
+        filler.write_bytes(bytes(shutil.disk_usage(directory).free))
+        yield filler
+    finally:
+        for place in (directory, disk):
+            sh("umount", "--lazy", str(place), check=False)
+        disk.rmdir()
+
+
 def test_a_port_that_is_taken_means_a_cold_start_on_another() -> None:
     two_fakes()
     assert complete(OPT).text

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from llmuxd import names
+from llmuxd.model.activation import Leave, order_leave
 
 from .guest import (
     OPT,
@@ -138,6 +139,26 @@ def test_a_parked_model_is_stopped_by_hand_as_any_other() -> None:
     eventually(lambda: state(OPT) == "checkpointed", "llmuxd notices")
     assert complete(OPT).text
     assert counter(OPT) == 2
+
+
+def test_a_parked_model_that_may_not_be_dumped_keeps_the_image_that_it_has() -> None:
+    _parking()
+    assert complete(OPT).text
+    sh("llmuxctl", "checkpoint", OPT)
+    for _ in range(2):
+        assert complete(OPT).text
+    sh("llmuxctl", "park", OPT)
+    order_leave(OPT, Leave.END)
+    sh("systemctl", "stop", names.unit(OPT))
+    assert "the checkpoint before this one is kept" in journal(names.unit(OPT))
+    eventually(lambda: state(OPT) == "checkpointed", "llmuxd notices")
+    assert complete(OPT).text
+    assert counter(OPT) == 2
+    # One that has none is just ended.
+    assert complete(QWEN).text
+    order_leave(QWEN, Leave.END)
+    sh("systemctl", "stop", names.unit(QWEN))
+    assert state(QWEN) == "cold"
 
 
 def test_a_parked_model_outlives_llmuxd() -> None:

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: MIT
+"""What becomes of a model's container and its image where something came in between."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from unittest.mock import MagicMock
+
+import pytest
+
+from llmuxd import files
+from llmuxd.config import ModelConfig, Snapshot
+from llmuxd.model import attending, cgroup, imaging, lifecycle, parking
+from llmuxd.model.activation import Leave, note_place, noted_place, order_leave, was_kept
+from llmuxd.model.attending import DiedAlone
+from llmuxd.model.checkpoint import Checkpoint
+from llmuxd.model.container import Container, Facts
+from llmuxd.model.lifecycle import Lifecycle
+from llmuxd.model.parking import NoPlace, Parked
+from llmuxd.model.process import CommandFailed
+
+from .fake_units import a_checkpoint, a_model, an_activation
+
+MODEL = ModelConfig("a", "localhost/mine")
+
+
+@pytest.fixture
+def did(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[str]]:
+    """What was done to the container of a model that is parked; it has no image."""
+    done: list[str] = []
+    files.runtime_root().mkdir(parents=True, exist_ok=True)
+    note_place("a", (0,))
+    replace(an_activation("a", 1), snapshot=Snapshot.LIVE).save()
+    Parked(whole=True, vram={0: 5}).save("a")
+    facts = Facts("c1", "i1", True, 1, 2, tmp_path)
+    monkeypatch.setattr(attending, "sdnotify", MagicMock())
+    monkeypatch.setattr(cgroup, "kill_others", lambda: done.append("kill_others"))
+    monkeypatch.setattr(Container, "inspect", lambda _: facts)
+    monkeypatch.setattr(imaging, "write", lambda *_: pytest.fail("it was dumped"))
+    for name in ("halt", "kill", "stop", "remove"):
+        monkeypatch.setattr(Container, name, lambda *_, name=name: done.append(name))
+    yield done
+
+
+@pytest.fixture
+def full(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others have its GPU."""
+
+    def wake(*_: object, leaves: bool = False) -> bool:
+        assert leaves
+        raise NoPlace("GPU 0 has 0.0 GB free, and it takes 5.0 GB: b (PID 9) holds 80.0 GB")
+
+    monkeypatch.setattr(parking, "wake", wake)
+
+
+def _has_image(directory: Path, container: str = "c1") -> Checkpoint:
+    directory.mkdir(exist_ok=True)
+    (directory / "inventory.img").touch()
+    record = replace(a_checkpoint(a_model("a")), container_id=container, directory=str(directory))
+    record.save()
+    return record
+
+
+@pytest.mark.usefixtures("full")
+def test_a_parked_model_whose_gpu_is_taken_keeps_the_image_before(
+    did: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    record = _has_image(tmp_path / "checkpoint")
+    Lifecycle(MODEL).stop()
+    assert did == ["halt"] and was_kept("a")
+    assert Checkpoint.load("a") == record
+    assert "no checkpoint is written, for that needs its GPU: GPU 0 has 0.0 GB" in caplog.text
+    Lifecycle(MODEL).clean_up()
+    assert did == ["halt"] and noted_place("a") is None
+
+
+@pytest.mark.usefixtures("full")
+@pytest.mark.parametrize("image", [None, "another's"])
+def test_without_one_it_is_just_ended(did: list[str], tmp_path: Path, image: str | None) -> None:
+    if image is not None:
+        _has_image(tmp_path / "checkpoint", image)
+    Lifecycle(MODEL).stop()
+    assert did == ["stop"] and not was_kept("a")
+
+
+def test_to_end_takes_nothing_that_is_on_disk(did: list[str], tmp_path: Path) -> None:
+    record = _has_image(tmp_path / "checkpoint")
+    order_leave("a", Leave.END)
+    Lifecycle(MODEL).stop()
+    assert did == ["halt"] and Checkpoint.load("a") == record
+    order_leave("a", Leave.STOP)
+    Lifecycle(MODEL).stop()
+    told = Checkpoint.load("a")
+    assert did == ["halt", "stop"] and told is not None and told.invalid
+
+
+def test_a_start_cleans_up_after_a_run_that_nobody_cleaned_up_after(
+    did: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = _has_image(tmp_path / "checkpoint")
+
+    class Starts:
+        def __init__(self, *_: object):
+            pass
+
+        def run(self) -> None:
+            did.append("start")
+            raise CommandFailed(["podman"], 1, "as far as this")
+
+    monkeypatch.setattr(lifecycle, "Start", Starts)
+    for _ in range(2):
+        with pytest.raises(CommandFailed, match="as far as this"):
+            Lifecycle(MODEL).start()
+        assert did == ["kill_others", "halt", "start"]
+        assert Parked.load("a") is None and Checkpoint.load("a") == record
+        did.clear()
+    # Which is told of the run before, and not of this one: that has not served.
+    Lifecycle(MODEL).clean_up()
+    assert noted_place("a") is None
+    did.clear()
+    with pytest.raises(CommandFailed, match="as far as this"):
+        Lifecycle(MODEL).start()
+    assert did == ["start"]
+
+
+def test_a_clean_up_that_podman_fails_is_left_to_the_next_start(
+    did: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: Container) -> None:
+        raise CommandFailed(["podman"], 125, "database or disk is full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Container, "inspect", fail)
+        with pytest.raises(CommandFailed):
+            Lifecycle(MODEL).clean_up()
+    assert noted_place("a") == (0,)
+    with pytest.raises(DiedAlone):
+        an_activation("a", 1).save()
+        Lifecycle(MODEL).clean_up()
+    assert noted_place("a") is None and did[-1] == "remove"
