@@ -46,6 +46,11 @@ class Gpu:
     held: Mapping[str, int] = field(default_factory=dict)
     away: Mapping[str, int] = field(default_factory=dict)
 
+    @property
+    def free(self) -> int:
+        """What nobody has."""
+        return max(0, self.total - self.foreign - sum(self.held.values()))
+
     def foreign_to(self, name: str) -> int:
         """What those hold that neither are in nor are this model."""
         return self.foreign - self.away.get(name, 0)

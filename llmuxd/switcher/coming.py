@@ -8,7 +8,7 @@ from .. import helper
 from ..costs import Cost
 from ..errors import Internal, LlmuxError, ModelFailed, UnitRefused
 from ..events import about
-from ..model.activation import Leave, has_parked, order_leave
+from ..model.activation import Leave, has_parked, is_parked, order_leave
 from ..policy import Stage
 from ..state import State
 from . import pauses
@@ -118,16 +118,24 @@ class Coming:
         """
         if not await asyncio.to_thread(has_parked, model.name):
             return
-        why = await helper.wake(self._units, model.name) or "it does not say why"
+        why = await helper.wake(self._units, model.name)
+        stays = await asyncio.to_thread(is_parked, model.name)
+        if why and stays:
+            raise ModelFailed(
+                f"{model.name!r} could not come back from memory, and waits there still: {why}",
+                "end what else holds its GPU: 'nvidia-smi' shows it",
+            )
         if await asyncio.to_thread(has_parked, model.name):
             record = model.checkpoint
             kept = record is not None and record.live and not self._fleet.why_no_checkpoint(model)
-            leave = Leave.CHECKPOINT if kept else Leave.STOP
+            # An image that it has from before has not failed.
+            leave = Leave.CHECKPOINT if kept else Leave.END
             await asyncio.to_thread(order_leave, model.name, leave)
             await self._units.stop(model.name)
             await self._fleet.look(model)
             raise ModelFailed(
-                f"{model.name!r} did not come back from memory and was stopped: {why}",
+                f"{model.name!r} did not come back from memory and was stopped:"
+                f" {why or 'it does not say why'}",
                 f"'llmuxctl logs {model.name}' shows more",
             )
 

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: MIT
 """What policy is told of the models, and what is made of its answer."""
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from math import inf
 
 from .. import memory
 from ..errors import NoRoom
+from ..model.activation import parked_vram
 from ..policy import Board, Decision, Gpu, Stage
 from ..state import State
 from .admission import Admission
@@ -16,6 +18,7 @@ from .fleet import Fleet
 from .following import Following
 from .leaving import Leaving
 from .models import Model, Wish, now
+from .occupants import holders
 from .transitions import Transitions
 from .views import view
 
@@ -56,6 +59,7 @@ class Decider:
         # What each model was last seen to hold of a GPU, in bytes.
         self._held: dict[str, int] = {}
         self._parked: set[str] = set()
+        self._gpus: Mapping[int, Gpu] = {}
         self._connect_at: dict[str, float] = {}
 
     def measure(self, gpus: Mapping[int, Gpu]) -> None:
@@ -68,6 +72,22 @@ class Decider:
         await self._measure()
         self._look_again()
         return not model.removed and self._board.has_room(model.name)
+
+    async def why_no_dump(self, model: Model) -> str:
+        """Who has the GPU on which a parked model has to be for its dump; empty where it may."""
+        if not model.parked or self._leaving.needs_no_gpu(model):
+            return ""
+        room = await self.has_room(model)
+        needed = await asyncio.to_thread(parked_vram, model.name)
+        full = [
+            number
+            for number, size in needed.items()
+            if number in self._gpus and size > self._gpus[number].free
+        ]
+        if room and not full:
+            return ""
+        told = [holders(self._fleet, self._gpus, model, number) for number in full or model.held]
+        return "; ".join(filter(None, told)) or "its GPU has no room for it"
 
     def could_meet(self, model: Model) -> bool:
         """Whether it could come in while those who leave for it are still there, seen from now."""
@@ -132,6 +152,7 @@ class Decider:
 
     def _take(self, gpus: Mapping[int, Gpu]) -> None:
         self._board.measure(gpus)
+        self._gpus = gpus
         before, self._held = self._held, {}
         for gpu in gpus.values():
             for name, held in gpu.held.items():
@@ -221,12 +242,14 @@ class Decider:
 
         It is in nobody's way there: what takes its GPU has it, or is taking it, already. So one
         that would have to be back on it for that, and has not the room, is stopped instead, where
-        there is no other.
+        there is no other; but not for `park_memory` alone, which loses nobody anything.
         """
         if not (self._spillable() and self._is_memory_short()):
             return
-        # What one held that has left just now is not in the way.
-        await self._measure()
+        short = memory.short()
+        if short or self._outdated:
+            # What one held that has left just now is not in the way.
+            await self._measure()
         self._look_again()
         parked = self._spillable()
         can_be_kept = {
@@ -235,7 +258,7 @@ class Decider:
         }
         # Not one that is about to come back, if there is another.
         model = min(
-            parked,
+            (model for model in parked if short or can_be_kept[model.name]),
             key=lambda model: (
                 not can_be_kept[model.name], bool(model.waiters), model.idle_since,
             ),

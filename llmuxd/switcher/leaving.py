@@ -109,14 +109,15 @@ class Leaving:
     async def spill(self, model: Model, can_be_kept: bool) -> None:
         """From memory to disk; who comes to its GPU meanwhile does not wait for that.
 
-        Not `can_be_kept`: another has the GPU that the dump needs, and it ends without one.
+        Not `can_be_kept`: another has the GPU that the dump needs, and it ends without one. What it
+        has on disk from before stays.
         """
         if self.needs_no_gpu(model) or not can_be_kept:
             # Any other is on its GPU again for the dump.
             model.held_gpus = ()
         what = "from parked to disk" if can_be_kept else (
             "and its GPU has no room for it to be checkpointed: it is stopped, what its server had"
-            " in memory is lost, and it starts cold the next time"
+            f" in memory is lost, and it {self._back(model)} the next time"
         )  # fmt: skip
         log.log(
             logging.INFO if can_be_kept else logging.WARNING,
@@ -124,10 +125,15 @@ class Leaving:
             extra=about(Event.MEMORY_SHORT, model=model.name, phase="leaving"),
         )  # fmt: skip
         try:
-            await self.end(model, Leave.CHECKPOINT if can_be_kept else Leave.STOP)
+            await self.end(model, Leave.CHECKPOINT if can_be_kept else Leave.END)
         finally:
             if not self._units.status(model.name).down:
                 await self._fleet.look(model)
+
+    def _back(self, model: Model) -> str:
+        """How it comes once it has ended as it is."""
+        cold = self._fleet.why_no_checkpoint(model)
+        return "starts cold" if cold else "is restored from the checkpoint that it has"
 
     async def end(self, model: Model, leave: Leave, trial: Trial | None = None) -> None:
         """Stop the unit."""

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 
 from ..config import Tier
 from ..costs import Cost
-from ..errors import LlmuxError, ModelFailed, NotRunning, NotSupported
+from ..errors import LlmuxError, ModelFailed, NoRoom, NotRunning, NotSupported
 from ..jobs import Job, Jobs, Kind
 from ..model.activation import Leave
 from ..policy import Stage
@@ -35,6 +35,7 @@ class Operators:
         following: Following,
         book: CostBook,
         could_meet: Callable[[Model], bool],
+        why_no_dump: Callable[[Model], Awaitable[str]],
     ):
         self.jobs = Jobs()
         self._fleet = fleet
@@ -45,6 +46,7 @@ class Operators:
         self._following = following
         self._book = book
         self._could_meet = could_meet
+        self._why_no_dump = why_no_dump
         fleet.listeners.append(self._tell_phase)
 
     def switch(self, name: str) -> Job:
@@ -79,8 +81,7 @@ class Operators:
             )
 
         async def work(job: Job) -> None:
-            await self._end(model, Leave.CHECKPOINT)
-            _require_checkpoint(model)
+            await self._checkpoint(model)
 
         return self.jobs.add(Kind.CHECKPOINT, model.name, work, self._going(model))
 
@@ -212,8 +213,18 @@ class Operators:
 
     async def _write(self, model: Model) -> None:
         if model.config.checkpoint:
-            await self._end(model, Leave.CHECKPOINT)
-            _require_checkpoint(model)
+            await self._checkpoint(model)
+
+    async def _checkpoint(self, model: Model) -> None:
+        """NoRoom, and it stays parked, where its dump would take the GPU from others."""
+        why = await self._why_no_dump(model)
+        if why:
+            raise NoRoom(
+                f"{model.name!r} is parked, and has to be on its GPU to be checkpointed: {why}",
+                "have that leave first; 'llmuxctl switch' brings this one back",
+            )
+        await self._end(model, Leave.CHECKPOINT)
+        _require_checkpoint(model)
 
     def _forgive(self, model: Model) -> None:
         """What failed before does not count against what an operator asks for."""

@@ -77,6 +77,7 @@ class Switcher:
             following,
             self._book,
             self._decider.could_meet,
+            self._decider.why_no_dump,
         )
         self._preloading = Preloading(self._fleet, self._operators, self._decider)
 

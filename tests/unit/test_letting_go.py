@@ -152,7 +152,7 @@ def test_an_image_that_is_to_be_measured_is_written_whatever_there_is(
 def test_a_live_model_that_does_not_wake_goes_back_to_its_last_image(
     snapshot: Snapshot, whole: bool, kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*_: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise parking.CannotWake("its canary says no")
 
     ended: list[str] = []

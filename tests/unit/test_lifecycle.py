@@ -11,7 +11,14 @@ import pytest
 from llmuxd import files
 from llmuxd.config import ModelConfig, Snapshot
 from llmuxd.model import attending, cgroup, imaging, lifecycle, parking
-from llmuxd.model.activation import Leave, note_place, noted_place, order_leave, was_kept
+from llmuxd.model.activation import (
+    Activation,
+    Leave,
+    note_place,
+    noted_place,
+    order_leave,
+    was_kept,
+)
 from llmuxd.model.attending import DiedAlone
 from llmuxd.model.checkpoint import Checkpoint
 from llmuxd.model.container import Container, Facts
@@ -36,10 +43,16 @@ def did(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[str]]:
     monkeypatch.setattr(attending, "sdnotify", MagicMock())
     monkeypatch.setattr(cgroup, "kill_others", lambda: done.append("kill_others"))
     monkeypatch.setattr(Container, "inspect", lambda _: facts)
+    monkeypatch.setattr(imaging, "is_whole", _is_whole)
     monkeypatch.setattr(imaging, "write", lambda *_: pytest.fail("it was dumped"))
     for name in ("halt", "kill", "stop", "remove"):
         monkeypatch.setattr(Container, name, lambda *_, name=name: done.append(name))
     yield done
+
+
+def _is_whole(facts: Facts, run: Activation) -> bool:
+    record = Checkpoint.load(run.model)
+    return record is not None and record.valid and record.container_id == facts.id
 
 
 @pytest.fixture

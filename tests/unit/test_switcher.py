@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from llmuxd import helper
 from llmuxd.config import Snapshot, Tier
 from llmuxd.errors import (
     ModelFailed,
+    NoRoom,
     NoSuchModel,
     NotRunning,
     NotSupported,
@@ -790,11 +792,99 @@ async def test_short_memory_takes_no_gpu_from_who_has_it(
         little(False)
         gate.open()
         await stage.until_idle()
-        assert order.leave is Leave.STOP
+        assert order.leave is Leave.END
         assert stage.switcher.state("a") is State.COLD
         assert stage.serving() == ["b"]
     (line,) = [r.getMessage() for r in caplog.records if "memory is short" in r.getMessage()]
     assert "a: memory is short" in line and "is lost, and it starts cold" in line
+
+
+@simulated
+async def test_one_that_is_stopped_for_that_keeps_the_image_that_it_has(
+    little: Callable[[bool], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    async with on_stage(DEEP, B) as stage:
+        await stage.ask("a")
+        before = a_checkpoint(DEEP)
+        before.save()
+        await stage.ask("b")
+        little(True)
+        stage.switcher._fleet.woken.set()
+        await stage.until_state("a", State.CHECKPOINTED)
+        little(False)
+        assert Checkpoint.load("a") == before
+        assert stage.serving() == ["b"]
+    assert "and it is restored from the checkpoint that it has" in caplog.text
+
+
+@simulated
+async def test_a_limit_alone_is_no_reason_to_lose_what_a_server_has_in_memory() -> None:
+    async with on_stage(DEEP, B) as stage:
+        stage.switcher.reload(replace(stage.config, park_memory=1))
+        await stage.ask("a")
+        await stage.ask("b")
+        stage.switcher._fleet.woken.set()
+        await stage.until_idle()
+        assert stage.switcher.state("a") is State.PARKED
+        # Once its GPU is free it goes to disk.
+        assert await stage.result(stage.switcher.stop("b")) == "done"
+        await stage.until_state("a", State.CHECKPOINTED)
+
+
+@simulated
+async def test_a_parked_model_is_not_dumped_on_a_gpu_that_another_has() -> None:
+    async with on_stage(DEEP, B) as stage:
+        await stage.ask("a")
+        await stage.ask("b")
+        job = stage.switcher.checkpoint("a")
+        assert await stage.result(job) == "failed"
+        assert isinstance(job.error, NoRoom)
+        assert "'b' holds GPU 0" in str(job.error) and "have that leave first" in str(job.error)
+        assert stage.switcher.state("a") is State.PARKED
+        assert await stage.result(stage.switcher.stop("b")) == "done"
+        assert await stage.result(stage.switcher.checkpoint("a")) == "done"
+        assert stage.switcher.state("a") is State.CHECKPOINTED
+
+
+@simulated
+async def test_nor_on_one_that_others_than_models_have() -> None:
+    gib = 1 << 30
+    foreign = 0
+
+    async def gauge() -> dict[int, Gpu]:
+        return {0: Gpu(80 * gib, foreign, others=(("python3 (PID 7)", foreign),))}
+
+    async with on_stage(DEEP, B, gauge=gauge) as stage:
+        await stage.ask("a")
+        assert await stage.result(stage.switcher.park("a")) == "done"
+        Parked(whole=True, vram={0: 20 * gib}).save("a")
+        foreign = 61 * gib
+        job = stage.switcher.checkpoint("a")
+        assert await stage.result(job) == "failed"
+        assert "python3 (PID 7) holds 61.0 GiB of GPU 0" in str(job.error)
+        assert stage.switcher.state("a") is State.PARKED
+        foreign = 60 * gib
+        assert await stage.result(stage.switcher.checkpoint("a")) == "done"
+
+
+async def test_one_whose_gpu_is_full_waits_in_memory_still(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def full(units: object, name: str) -> str:
+        return "its GPU's memory is full: python3 (PID 7) holds 61.0 GB"
+
+    async with on_stage(PARKING, B) as stage:
+        for name in ("a", "b"):
+            await stage.ask(name)
+        with monkeypatch.context() as patched:
+            patched.setattr(helper, "wake", full)
+            job = stage.switcher.switch("a")
+            assert await stage.result(job) == "failed"
+            assert "PID 7" in str(job.error) and "waits there still" in str(job.error)
+        assert stage.switcher.state("a") is State.PARKED
+        assert "stop a" not in stage.units.log
+        assert await stage.result(stage.switcher.switch("a")) == "done"
+        assert stage.units.log[-1] == "reload a"
 
 
 @simulated

@@ -150,7 +150,7 @@ def test_a_parked_model_that_may_not_be_dumped_keeps_the_image_that_it_has() -> 
     sh("llmuxctl", "park", OPT)
     order_leave(OPT, Leave.END)
     sh("systemctl", "stop", names.unit(OPT))
-    assert "the checkpoint before this one is kept" in journal(names.unit(OPT))
+    assert "goes back to what it was at its last checkpoint" in journal(names.unit(OPT))
     eventually(lambda: state(OPT) == "checkpointed", "llmuxd notices")
     assert complete(OPT).text
     assert counter(OPT) == 2
