@@ -128,8 +128,7 @@ class Coming:
         if await asyncio.to_thread(has_parked, model.name):
             record = model.checkpoint
             kept = record is not None and record.live and not self._fleet.why_no_checkpoint(model)
-            # An image that it has from before has not failed.
-            leave = Leave.CHECKPOINT if kept else Leave.END
+            leave = Leave.CHECKPOINT if kept else Leave.STOP
             await asyncio.to_thread(order_leave, model.name, leave)
             await self._units.stop(model.name)
             await self._fleet.look(model)
