@@ -9,7 +9,7 @@ from ..config import Config, Upstream
 from ..errors import BadRequest, ExpectationFailed, MethodNotAllowed
 from ..metrics import Visit
 from ..switcher import Switcher
-from . import body, targets, websocket
+from . import body, json_body, targets, websocket
 from .access import Caller
 from .answer import Answers
 from .form import Form, is_form
@@ -77,7 +77,7 @@ class Calls:
             # Such as GET /v1/responses/ID?model=NAME.
             _resolve(config, call, targets.model(call.target))
             return _outgoing(call, call.target, raw)
-        parsed = await body.read(raw)
+        parsed = await json_body.read(raw)
         name = _resolve(config, call, parsed.model or targets.model(call.target))
         raw = parsed.naming(config.models[name].engine_name)
         return _outgoing(call, call.target, raw, stream=parsed.stream)

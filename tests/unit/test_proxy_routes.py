@@ -8,7 +8,7 @@ import pytest
 
 from llmuxd.config import Upstream
 from llmuxd.errors import BadRequest, LlmuxError, ModelFailed
-from llmuxd.proxy import body, routes, shapes
+from llmuxd.proxy import json_body, routes, shapes
 from llmuxd.proxy.routes import Api, Kind
 
 from .fake_units import a_config
@@ -77,7 +77,7 @@ async def test_target_of_another_form_is_an_error(house: House, target: str) -> 
 
 
 def named(raw: bytes, name: str) -> bytes:
-    return body.parse(raw).naming(name)
+    return json_body.parse(raw).naming(name)
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_what_is_no_json_is_refused_as_json_itself_refuses_it(raw: bytes) -> Non
     with pytest.raises(ValueError):
         json.loads(raw)
     with pytest.raises(BadRequest, match="not valid JSON"):
-        body.parse(raw)
+        json_body.parse(raw)
 
 
 async def test_model_named_twice_is_refused(house: House) -> None:
