@@ -12,6 +12,7 @@ same in aiohttp 3.9 and all later ones up to 3.14: `ResponseHandler` with `set_r
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from types import TracebackType
+from typing import Any
 
 import aiohttp
 from aiohttp import StreamReader
@@ -104,6 +105,11 @@ class Line(ResponseHandler):
             self.close()
             return
         super().data_received(data)
+
+    def resume_reading(self, *args: Any, **kwargs: Any) -> None:
+        """Only what is paused: aiohttp 3.14 goes through parser and transport after each read."""
+        if self._reading_paused:
+            super().resume_reading(*args, **kwargs)
 
     def feed_data(self, data: tuple[RawResponseMessage, StreamReader], size: int = 0) -> None:
         """An answer's head; one that only says that another follows (1xx) is not passed on."""
