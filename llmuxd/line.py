@@ -5,8 +5,9 @@ aiohttp's own client protocol does the reading: its parser, its limits, its back
 above it there (ClientSession, ClientRequest, ClientResponse) keeps cookies, redirects, proxies and
 traces apart, and costs half as much again as all that a proxy does. Used of it is only what is the
 same in aiohttp 3.9 and all later ones up to 3.14: `ResponseHandler` with `set_response_params`,
-`read`, `feed_data`, `set_exception`, `should_close`, `is_connected`, `close` and `transport`, and
-`StreamWriter`; tests/unit/test_line.py says so where one day it is not.
+`feed_data`, `resume_reading`, `set_exception`, `force_close`, `should_close`, `is_connected`,
+`close` and `transport`, and `StreamWriter`; tests/unit/test_line.py says so where one day it is
+not.
 """
 
 import asyncio
@@ -20,6 +21,7 @@ from aiohttp.client_proto import ResponseHandler
 from aiohttp.http import HttpProcessingError, RawResponseMessage, StreamWriter
 
 from . import garbage
+from .short import Short, shorten
 
 # Bytes of an answer that are held for a client that is slow to take it; as many may come on top.
 _HELD = 64 * 1024
@@ -27,6 +29,7 @@ _HELD = 64 * 1024
 _AT_ONCE = 64 * 1024
 
 Body = bytes | AsyncIterator[bytes]
+_Answer = tuple[RawResponseMessage, StreamReader]
 
 
 class Line(ResponseHandler):
@@ -35,15 +38,16 @@ class Line(ResponseHandler):
     def __init__(self, lines: set["Line"]):
         super().__init__(asyncio.get_running_loop())
         self.idle_since = 0.0
+        # In place of a queue of answers: there is one at a time.
+        self._buffer = Short()  # type: ignore[assignment]
+        self._answer: asyncio.Future[_Answer] | None = None
         self._lines = lines
         self._wire: asyncio.BaseTransport | None = None
         self._asked = False
         self._body: StreamReader | None = None
         self._sending: asyncio.Task[None] | None = None
 
-    async def ask(
-        self, head: bytes, body: Body, *, chunked: bool, no_body: bool
-    ) -> tuple[RawResponseMessage, StreamReader]:
+    async def ask(self, head: bytes, body: Body, *, chunked: bool, no_body: bool) -> _Answer:
         """Send a request; the answer's head, and its body as it comes.
 
         `chunked`: its pieces are sent as chunks. `no_body`: the answer has none, whatever it says.
@@ -52,12 +56,17 @@ class Line(ResponseHandler):
         self.set_response_params(
             skip_payload=no_body, read_until_eof=True, auto_decompress=False, read_bufsize=_HELD
         )
+        if self._exception is not None:
+            raise self._exception
         self._asked = True
+        self._waiter = self._answer = self._loop.create_future()
         self._send(head, body, chunked)
         try:
-            message, answer = await self.read()
+            message, answer = await self._answer
         except HttpProcessingError as error:
             raise aiohttp.ClientPayloadError(f"it speaks no HTTP: {_brief(error)}") from None
+        finally:
+            self._waiter = self._answer = None
         if message.code < 200:
             raise aiohttp.ClientPayloadError("it changes the protocol, which nobody asked for")
         return message, answer
@@ -111,13 +120,18 @@ class Line(ResponseHandler):
         if self._reading_paused:
             super().resume_reading(*args, **kwargs)
 
-    def feed_data(self, data: tuple[RawResponseMessage, StreamReader], size: int = 0) -> None:
+    def feed_data(self, data: _Answer, size: int = 0) -> None:
         """An answer's head; one that only says that another follows (1xx) is not passed on."""
         message, body = data
         if 100 <= message.code < 200 and message.code != 101:
             return
         self._body = body
-        super().feed_data(data, size)
+        if not body.is_eof():
+            shorten(body)
+        if self._answer is None or self._answer.done():
+            self.force_close()
+        else:
+            self._answer.set_result(data)
 
     def _send(self, head: bytes, body: Body, chunked: bool) -> None:
         if isinstance(body, bytes) and len(body) <= _AT_ONCE:

@@ -4,13 +4,16 @@
 import asyncio
 import logging
 import sys
-from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any
+from collections.abc import Awaitable, Callable
+from types import CoroutineType
+from typing import Any, cast
 
 from aiohttp import web
+from aiohttp.streams import EMPTY_PAYLOAD
 
 from .. import garbage
 from ..errors import BadRequest
+from ..short import Short, shorten
 from . import shapes
 from .routes import Api
 
@@ -43,11 +46,17 @@ class _SameTask:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loop, name)
 
-    def create_task(self, work: Coroutine[Any, Any, Any]) -> Awaitable[Any]:
+    def create_task(self, work: CoroutineType[Any, Any, Any]) -> Awaitable[Any]:
         """What is awaited at once needs no task; a connection's own work is none of that."""
-        if work.__name__ == web.RequestHandler._handle_request.__name__:
+        if work.cr_code is web.RequestHandler._handle_request.__code__:
             return work
         return self._loop.create_task(work)
+
+
+def _loop() -> asyncio.AbstractEventLoop:
+    loop = asyncio.get_running_loop()
+    same = _SameTask(loop) if sys.version_info < (3, 12) else loop
+    return cast(asyncio.AbstractEventLoop, same)
 
 
 class _Connection(web.RequestHandler):
@@ -57,6 +66,7 @@ class _Connection(web.RequestHandler):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Wait for the first request, and no longer than is right."""
+        self._messages = Short()  # type: ignore[assignment]
         super().connection_made(transport)
         loop = asyncio.get_running_loop()
         self._impatience = loop.call_later(HEAD_TIMEOUT, self.force_close)
@@ -101,12 +111,11 @@ class Server(web.Server):
     """Hands each request to `handler`."""
 
     def __init__(self, handler: Handler):
-        loop = asyncio.get_running_loop()
         # Without cancellation, a client that left is noticed only at the next byte for it.
         super().__init__(
             handler,
             request_factory=self._request,
-            loop=loop if sys.version_info >= (3, 12) else _SameTask(loop),
+            loop=_loop(),
             handler_cancellation=True,
             access_log=None,
             auto_decompress=False,
@@ -122,4 +131,6 @@ class Server(web.Server):
         self, message: Any, payload: Any, protocol: Any, writer: Any, task: Any
     ) -> web.BaseRequest:
         protocol.asked()
+        if payload is not EMPTY_PAYLOAD:
+            shorten(payload)
         return web.BaseRequest(message, payload, protocol, writer, task, self._loop)
