@@ -46,7 +46,7 @@ class _SameTask:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loop, name)
 
-    def create_task(self, work: CoroutineType[Any, Any, Any]) -> Awaitable[Any]:
+    def create_task(self, work: "CoroutineType[Any, Any, Any]") -> Awaitable[Any]:
         """What is awaited at once needs no task; a connection's own work is none of that."""
         if work.cr_code is web.RequestHandler._handle_request.__code__:
             return work

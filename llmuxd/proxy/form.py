@@ -2,27 +2,27 @@
 """A body of multipart/form-data: the model is one of its parts, and a file may be another.
 
 It is read only as far as the part that names the model, which SDKs send first and curl sends
-where it stood on the command line; the rest passes as it comes.
+where it stood on the command line; the rest is looked through as it passes.
 """
 
 from collections.abc import AsyncIterator
 
-import aiohttp
 from aiohttp import hdrs, web
 
 from ..errors import BadRequest
 from . import body
+from .parts import HEAD_END, MAX_HEAD, Watch, boundary, is_model
 
-# The head of one part; browsers and SDKs send a few hundred bytes.
-_MAX_PART_HEAD = 16 * 1024
 _MAX_NAME = 4096
 _CHUNK = 256 * 1024
 
 
 def is_form(request: web.BaseRequest) -> bool:
     """Whether its body says that it is one."""
-    kind = request.headers.get(hdrs.CONTENT_TYPE, "").partition(";")[0]
-    return kind.strip().lower() == "multipart/form-data"
+    kinds = request.headers.getall(hdrs.CONTENT_TYPE, ())
+    if len(kinds) > 1:
+        raise BadRequest("the request has more than one Content-Type")
+    return bool(kinds) and kinds[0].partition(";")[0].strip().lower() == "multipart/form-data"
 
 
 class Form:
@@ -38,7 +38,8 @@ class Form:
         self._ended = False
         self._begun = False
         self._growth = 0
-        self._delimiter = b"--" + _boundary(request.headers.get("Content-Type", ""))
+        self._delimiter = b"--" + boundary(request.headers.get("Content-Type", ""))
+        self._watch = Watch(b"\r\n" + self._delimiter)
         self._span: tuple[int, int] | None = None
 
     async def model(self) -> str:
@@ -46,15 +47,16 @@ class Form:
         place = await self._find(self._delimiter, 0)
         while place >= 0:
             place += len(self._delimiter)
-            head_end = await self._find(b"\r\n\r\n", place, most=_MAX_PART_HEAD)
+            head_end = await self._find(HEAD_END, place, most=MAX_HEAD)
             if head_end < 0:
                 # The last delimiter: `--`, and nothing that matters.
                 return ""
             start = head_end + 4
-            named = _is_model(bytes(self._held[place:head_end]))
+            named = is_model(bytes(self._held[place:head_end]))
             end = await self._find(b"\r\n" + self._delimiter, start, _MAX_NAME if named else None)
             if named and end >= 0:
                 self._span = start, end
+                self._watch.see(self._held[end:])
                 return self._held[start:end].decode(errors="replace")
             place = end + 2 if end >= 0 else -1
         raise BadRequest("the request's form is not whole")
@@ -79,6 +81,8 @@ class Form:
             self._held.clear()
             self._begun = True
             if await self._more():
+                if self._span is not None:
+                    self._watch.see(self._held)
                 yield bytes(self._held)
 
     @property
@@ -110,22 +114,3 @@ class Form:
             raise body.too_large(self._limit)
         self._held += chunk
         return True
-
-
-def _boundary(content_type: str) -> bytes:
-    # RFC 2046, 5.1.1: 1 to 70 characters.
-    for item in content_type.split(";")[1:]:
-        key, _, value = item.strip().partition("=")
-        boundary = value.strip().strip('"')
-        if key.lower() == "boundary" and 0 < len(boundary) <= 70:
-            return boundary.encode()
-    raise BadRequest("the request's Content-Type names no boundary")
-
-
-def _is_model(head: bytes) -> bool:
-    for line in head.decode(errors="replace").split("\r\n"):
-        name, _, value = line.partition(":")
-        if name.strip().lower() == "content-disposition":
-            _, parameters = aiohttp.parse_content_disposition(value.strip())
-            return parameters.get("name") == "model" and "filename" not in parameters
-    return False

@@ -10,6 +10,8 @@ import aiohttp
 import pytest
 from aiohttp import web
 
+from llmuxd.proxy import body
+
 from .engine import a_raw_server
 from .house import A, B, House, told
 
@@ -151,3 +153,70 @@ async def test_form_over_the_limit_is_refused(house: House) -> None:
 
     assert told(await send(house, chunks()))[0] == 413
     assert house.stage.units.log == []
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        'name="model"', "name=model", 'NAME="model"', 'name="file"; name="model"',
+        "name*=utf-8''model", 'name*0="mo"; name*1="del"',
+        'name="x"\r\nContent-Disposition: form-data; name="model"', 'name="x";\r\n name="model"',
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("before", [(MODEL,), (MODEL, FILE), ()])
+async def test_model_that_an_engine_may_read_in_another_part_is_refused(
+    house: House, head: str, before: tuple[tuple[str, bytes], ...]
+) -> None:
+    """A key for the first of them must not be one for the other."""
+    form = a_form(*before, (head, b"b"), *(() if before else (MODEL,)))
+    assert told(await send(house, form))[0] == 400
+    assert house.engine.seen == []
+
+
+async def test_second_model_is_refused_wherever_the_pieces_end(house: House) -> None:
+    form = a_form(MODEL, ('name="x"', b"-" * 80 + b"\r\n--edg"), MODEL)
+    reader = asyncio.StreamReader()
+    for start in range(0, len(form), 7):
+        reader.feed_data(form[start : start + 7])
+    reader.feed_eof()
+
+    async def pieces() -> AsyncIterator[bytes]:
+        while piece := await reader.read(7):
+            yield piece
+            await asyncio.sleep(0)
+
+    assert told(await send(house, pieces()))[:2] == (400, "the request names the model twice")
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["multipart/form-data; boundary=edge; boundary=other", "multipart/form-data; boundary ="],
+)
+async def test_form_of_more_than_one_boundary_or_none(house: House, kind: str) -> None:
+    assert told(await send(house, a_form(MODEL), **{"Content-Type": kind}))[0] == 400
+
+
+async def test_two_types_are_refused(house: House) -> None:
+    raw = a_form(MODEL)
+    answered = await house.raw(
+        f"POST {TRANSCRIBE} HTTP/1.1\nHost: x\nConnection: close\nContent-Length: {len(raw)}\n"
+        "Content-Type: application/json\nContent-Type: multipart/form-data; boundary=edge\n",
+        raw,
+    )
+    assert answered.split(b" ")[1] == b"400"
+
+
+async def test_form_that_comes_drop_by_drop_loses_its_model(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(body, "READ_TIMEOUT", 0.3)
+
+    async def drops() -> AsyncIterator[bytes]:
+        yield a_form(MODEL, end=b"") + EDGE.encode() + b'name="file"\r\n\r\n'
+        while True:
+            await asyncio.sleep(0.05)
+            yield b"x"
+
+    status, message, _, _ = told(await send(house, drops()))
+    assert status == 408 and message.startswith("only ")
+    assert house.stage.switcher.model("org/a").in_flight == 0
