@@ -3,6 +3,7 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from functools import cached_property
@@ -13,6 +14,7 @@ from .errors import ConfigInvalid, NoSuchModel
 DEFAULT_PATH = Path("/etc/llmux/llmux.yaml")
 DEFAULT_MAX_BODY = 32 * 1024 * 1024
 DEFAULT_QUEUE_LIMIT = 10_000
+ANY_ORIGIN = "*"
 CANARY_PROMPT = "The quick brown fox jumps over the lazy"
 # The keys by which a container is not made, and a checkpoint stays good if they change.
 NOT_OF_CONTAINER = frozenset(
@@ -199,6 +201,7 @@ class Config:
     keys: str = ""
     response_headers: bool = True
     waiting_comments: bool = False
+    cors_origins: tuple[str, ...] = ()
     park_memory: int | None = None  # bytes; None: no limit but the host's
     checkpoint_limit: int | None = None  # images on disk; None: one for each model
     checkpoint_space: int | None = None  # bytes; None: a share of their file system
@@ -213,8 +216,9 @@ class Config:
         """Whether it is a model's name or an alias."""
         return name in self.models or name in self.aliases
 
-    def resolve(self, name: str) -> str:
-        """The model behind a name or an alias; NoSuchModel with the nearest one otherwise."""
+    def resolve(self, name: str, shown_to: Callable[[str], bool] = lambda model: True) -> str:
+        """The model behind a name or an alias; NoSuchModel with the nearest one otherwise, of the
+        models that are `shown_to` who asks."""
         if name in self.models:
             return name
         aliases = self.aliases
@@ -222,7 +226,8 @@ class Config:
             return aliases[name]
         from .nodes import MAX_SHOWN, nearest
 
-        hint = nearest(name, [*self.models, *aliases]) or _LISTED
+        known = {model: model for model in self.models} | aliases
+        hint = nearest(name, [each for each, model in known.items() if shown_to(model)]) or _LISTED
         shown = name if len(name) <= MAX_SHOWN else f"{name[:MAX_SHOWN]}…"
         raise NoSuchModel(f"there is no model {shown!r}", hint)
 

@@ -18,14 +18,15 @@ from .llmux_yaml import MAX_PRIORITY, MAX_SIZE
 from .nodes import Nodes
 
 _HASH = re.compile(r"[0-9a-f]{64}")
-_SETTINGS = ["sha256", "models", "requests_per_minute", "concurrency", "priority"]
+_SETTINGS = ["sha256", "models", "requests_per_minute", "concurrency", "priority", "metrics"]
 
 
 @dataclass(frozen=True)
 class Key:
     """One key. `models`: the only ones that it may use, None for all; limits of 0 are none.
 
-    `priority` is added to that of the model that it waits for.
+    `priority` is added to that of the model that it waits for. `metrics`: whether it may read
+    what all models do.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Key:
     requests_per_minute: int = 0
     concurrency: int = 0
     priority: int = 0
+    metrics: bool = True
 
 
 def load(config: Config) -> tuple[Key, ...] | None:
@@ -90,13 +92,15 @@ class _Reader(Nodes):
     def _key(self, name: yaml.ScalarNode, settings: dict[str, yaml.Node], config: Config) -> Key:
         if "sha256" not in settings:
             raise self.error(name, f"key {name.value!r} has no sha256")
-        values: dict[str, object] = {}
+        values: dict[str, object] = {"metrics": "models" not in settings}
         for setting, node in settings.items():
             match setting:
                 case "sha256":
                     values[setting] = self._hash(node)
                 case "models":
                     values[setting] = self._models(node, config)
+                case "metrics":
+                    values[setting] = self.boolean(node, setting)
                 case "priority":
                     values[setting] = self.integer(node, setting, -MAX_PRIORITY, MAX_PRIORITY)
                 case _:

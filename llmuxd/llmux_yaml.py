@@ -12,13 +12,26 @@ from pathlib import Path, PurePosixPath
 import yaml
 
 from . import names
-from .config import Config, Engine, ModelConfig, Question, Reach, Sleep, Snapshot, Tier, Upstream
+from .config import (
+    ANY_ORIGIN,
+    Config,
+    Engine,
+    ModelConfig,
+    Question,
+    Reach,
+    Sleep,
+    Snapshot,
+    Tier,
+    Upstream,
+)
 from .errors import ConfigInvalid, InvalidName, NoSuchModel
 from .nodes import NULL, Nodes
 
 # Far more than anybody tells apart.
 MAX_PRIORITY = 1000
 MAX_SIZE = 4 << 20
+# As browsers send it: no path, no slash.
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s]+")
 MAX_DEPTH = 20
 # llmuxd.service has its own of these, or none.
 HIDDEN = ("/dev", "/home", "/root", "/run/user", "/tmp", "/var/tmp")
@@ -90,6 +103,8 @@ class _Reader(Nodes):
                     values[name] = self.integer(node, name, low=1)
                 case "default_model" | "keys":
                     values[name] = self.text(node, name)
+                case "cors_origins":
+                    values[name] = self._origins(node)
                 case "response_headers" | "waiting_comments":
                     values[name] = self.boolean(node, name)
                 case "park_memory" | "checkpoint_space":
@@ -101,6 +116,15 @@ class _Reader(Nodes):
                 case _:
                     pass
         return Config(self._path, models, **values)  # type: ignore[arg-type]
+
+    def _origins(self, node: yaml.Node) -> tuple[str, ...]:
+        origins = self.texts(node, "cors_origins")
+        for origin in origins:
+            if origin != ANY_ORIGIN and not _ORIGIN.fullmatch(origin):
+                raise self.error(
+                    node, f"{origin!r} is no origin", "such as https://chat.example, or '*' for all"
+                )
+        return origins
 
     def _check_default(self, top: dict[str, yaml.Node], config: Config) -> Config:
         if config.default_model:

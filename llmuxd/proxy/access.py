@@ -33,6 +33,9 @@ class Caller:
     def check(self, model: str) -> None:
         """KeyForbids where it is not."""
 
+    def check_metrics(self) -> None:
+        """KeyForbids where they may not see what all models do."""
+
     def turn(self) -> contextlib.AbstractContextManager[None]:
         """One request of theirs; RateLimited where it is one too many."""
         return _FREE
@@ -64,6 +67,13 @@ class _KeyHolder(Caller):
     def check(self, model: str) -> None:
         if not self.may_use(model):
             raise KeyForbids(f"the key {self.key.name!r} may not use {model!r}")
+
+    def check_metrics(self) -> None:
+        if not self.key.metrics:
+            raise KeyForbids(
+                f"the key {self.key.name!r} may not read what all models do",
+                "'metrics: true' in the file of keys allows it",
+            )
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:

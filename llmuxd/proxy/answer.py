@@ -11,6 +11,7 @@ from aiohttp import hdrs, web
 from ..line import Reply
 from ..metrics import Counts, Visit
 from ..switcher import Switcher
+from . import cors
 from .arrivals import Arrivals
 from .headers import passed
 from .loss import cause, lost
@@ -78,6 +79,10 @@ class Answers:
         headers = passed(upstream.raw_headers)
         if self._switcher.config.response_headers:
             headers += self._arrivals.told(visit)
+        headers += [
+            (name.encode(), value.encode())
+            for name, value in cors.granted(request, self._switcher.config).items()
+        ]
         try:
             return Passing(request, upstream.status, upstream.reason, headers, upstream.length)
         except ValueError as error:

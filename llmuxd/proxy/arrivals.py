@@ -15,6 +15,14 @@ _WAITED = 0.001
 _CAME = (Cost.COLD, Cost.RESTORE, Cost.RESUME)
 
 
+MODEL_HEADER = "X-LLMux-Model"
+
+
+def in_latin(name: str) -> str:
+    """The name as a header's value, which has no other letters; a name may."""
+    return name.encode("latin-1", "replace").decode("latin-1")
+
+
 @dataclass(frozen=True, slots=True)
 class _Arrival:
     way: Cost
@@ -32,8 +40,7 @@ class Arrivals:
 
     def told(self, visit: Visit) -> Headers:
         """What an answer's headers tell of what its request waited for."""
-        # A header has no other letters than Latin ones; a name may.
-        headers = [(b"X-LLMux-Model", visit.model.encode("latin-1", "replace"))]
+        headers = [(MODEL_HEADER.encode(), in_latin(visit.model).encode("latin-1"))]
         if visit.waited < _WAITED:
             return headers
         arrival = self._of.get(visit.model)

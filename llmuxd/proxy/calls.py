@@ -94,7 +94,7 @@ class Calls:
         """A request for the engine's own pages, which passes as it is."""
         config = self._switcher.config
         request = call.request
-        name, path = targets.split(call.route.rest, config)
+        name, path = targets.split(call.route.rest, config, call.caller.may_use)
         _resolve(config, call, name)
         if config.upstream is Upstream.READ:
             if request.method not in READING:
@@ -141,7 +141,7 @@ def _resolve(config: Config, call: Call, asked: str) -> str:
     asked = asked or config.default_model
     if not asked:
         raise BadRequest("the request names no model", "give its name as 'model'")
-    name = config.resolve(asked)
+    name = config.resolve(asked, call.caller.may_use)
     call.caller.check(name)
     call.visit.model = name
     return name

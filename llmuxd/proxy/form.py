@@ -19,7 +19,7 @@ _CHUNK = 256 * 1024
 
 def is_form(request: web.BaseRequest) -> bool:
     """Whether its body says that it is one."""
-    kinds = request.headers.getall(hdrs.CONTENT_TYPE, ())
+    kinds = request.headers.getall(hdrs.CONTENT_TYPE, [])
     if len(kinds) > 1:
         raise BadRequest("the request has more than one Content-Type")
     return bool(kinds) and kinds[0].partition(";")[0].strip().lower() == "multipart/form-data"

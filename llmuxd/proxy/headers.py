@@ -6,13 +6,16 @@ from collections.abc import Iterable, Sequence
 # Name and value, as they were sent.
 Headers = Sequence[tuple[bytes, bytes]]
 
-# RFC 9110, 7.6.1: these belong to one connection and are not passed on. Content-Length is
+# RFC 9110, 7.6.1: most of these belong to one connection and are not passed on. Content-Length is
 # made anew for the body that is in hand.
 _HOP_BY_HOP = frozenset(
     {
         b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization",
         b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade",
         b"content-length", b"host", b"expect",
+        # Which pages may read answers is told in llmux.yaml alone: see cors.
+        b"access-control-allow-origin", b"access-control-allow-credentials",
+        b"access-control-expose-headers",
     }
 )  # fmt: skip
 

@@ -15,7 +15,7 @@ def listing(switcher: Switcher, caller: Caller) -> dict[str, object]:
 
 def entry(switcher: Switcher, caller: Caller, asked: str) -> dict[str, object]:
     """One of them; NoSuchModel where there is none."""
-    caller.check(switcher.config.resolve(asked))
+    caller.check(switcher.config.resolve(asked, caller.may_use))
     return _entry(switcher, asked)
 
 

@@ -1,18 +1,19 @@
 # SPDX-License-Identifier: MIT
 """Accepts connections and answers requests."""
 
+import contextlib
 import logging
 import socket
 from collections.abc import Awaitable, Collection
 
 from aiohttp import hdrs, web
 
-from ..errors import BadRequest, Internal, LlmuxError
+from ..errors import BadRequest, Internal, KeyForbids, LlmuxError, Unauthorized
 from ..gpus import Gpus
 from ..keys import Key
 from ..metrics import CONTENT_TYPE, Counts, Lag, Page, Visit
 from ..switcher import Switcher
-from . import models, routes, shapes, targets
+from . import cors, models, routes, shapes, targets
 from .access import Access, Caller
 from .answer import Answers
 from .arrivals import Arrivals
@@ -69,10 +70,13 @@ class Proxy:
         """Answer, and count how it went; every failure in the API's own shape."""
         visit = Visit("other", now())
         status = _LEFT
+        response: web.StreamResponse | None
         target = targets.of(request)
         try:
             try:
-                response = await self._answer(request, target, visit)
+                response = cors.preflight(request, self._switcher.config)
+                if response is None:
+                    response = await self._answer(request, target, visit)
             except LlmuxError as error:
                 # No name for it beyond this clause: it holds this frame, which would hold it.
                 response = _told(request, target, error)
@@ -83,6 +87,8 @@ class Proxy:
                 # Bugs stay in the journal.
                 log.exception("%s %s failed", request.method, request.path)
                 response = _told(request, target, Internal("internal error"))
+            if isinstance(response, web.Response):
+                response.headers.update(cors.granted(request, self._switcher.config))
             status = response.status
             return response
         finally:
@@ -95,21 +101,27 @@ class Proxy:
         route = routes.match(request.method, target.partition("?")[0])
         visit.route = route.label
         if route.kind is Kind.HEALTH:
-            return self._tell_health()
+            return self._tell_health(request)
         caller = self._access.caller(request)
         match route.kind:
             case Kind.METRICS:
+                caller.check_metrics()
                 return self._tell_metrics()
             case Kind.MODELS | Kind.MODEL:
                 return self._tell_models(route, caller)
             case _:
                 return self._calls.answer(Call(request, target, route, caller, visit))
 
-    async def _tell_health(self) -> web.Response:
+    async def _tell_health(self, request: web.BaseRequest) -> web.Response:
         problems = self._health.problems()
         if not problems:
             return web.json_response({"status": "ok"})
-        return web.json_response({"status": "failing", "problems": problems}, status=503)
+        told: dict[str, object] = {"status": "failing"}
+        # A load balancer has no key; what the problems are has the models' names in it.
+        with contextlib.suppress(Unauthorized, KeyForbids):
+            self._access.caller(request).check_metrics()
+            told["problems"] = problems
+        return web.json_response(told, status=503)
 
     async def _tell_metrics(self) -> web.Response:
         return web.Response(body=await self._page.text(), headers={hdrs.CONTENT_TYPE: CONTENT_TYPE})

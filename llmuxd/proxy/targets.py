@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """A request's target, and what it says of the model."""
 
+from collections.abc import Callable
 from urllib.parse import parse_qs, quote, unquote
 
 from aiohttp import web
@@ -33,15 +34,15 @@ def naming(target: str, name: str) -> str:
     return f"{path}?{'&'.join(parts)}"
 
 
-def split(rest: str, config: Config) -> tuple[str, str]:
+def split(rest: str, config: Config, shown_to: Callable[[str], bool]) -> tuple[str, str]:
     """The model that the path `rest` begins with, and what follows its name.
 
     A name may have slashes, as they are or quoted; the longest one that is known counts.
-    NoSuchModel where none is.
+    NoSuchModel where none is, with a hint at one that is `shown_to` who asks.
     """
     ends = [place for place, letter in enumerate(rest[:_LONGEST]) if letter == "/"] + [len(rest)]
     for end in reversed(ends):
         name = unquote(rest[:end])
         if config.knows(name):
             return config.resolve(name), rest[end:]
-    return config.resolve(unquote(rest)), ""
+    return config.resolve(unquote(rest), shown_to), ""

@@ -12,7 +12,8 @@ from aiohttp import hdrs, web
 
 from ..errors import LlmuxError
 from ..switcher import Switcher
-from . import shapes
+from . import cors, shapes
+from .arrivals import MODEL_HEADER, in_latin
 from .routes import Api
 
 # By which a client opts in where the configuration does not: `X-LLMux-Waiting: comments`.
@@ -65,6 +66,10 @@ class Waiting:
             # nginx would keep the comments until it has 4 kB of them.
             "X-Accel-Buffering": "no",
         }
+        config = self._switcher.config
+        if config.response_headers:
+            headers[MODEL_HEADER] = in_latin(self._model)
+        headers |= cors.granted(self._request, config)
         self._response = web.StreamResponse(headers=headers)
         await self._response.prepare(self._request)
         seconds = FIRST

@@ -30,7 +30,10 @@ def test_every_setting() -> None:
         "  requests_per_minute: 60\n  concurrency: 4\n  priority: -3\n"
     ) == (
         Key("alice", bytes.fromhex(HASH)),
-        Key("bob", b"\xab" * 32, frozenset({"org/a", "b"}), 60, 4, -3),
+        Key("bob", b"\xab" * 32, frozenset({"org/a", "b"}), 60, 4, -3, metrics=False),
+    )
+    assert parse(f"prometheus: {{sha256: {HASH}, models: [], metrics: true}}") == (
+        Key("prometheus", bytes.fromhex(HASH), frozenset()),
     )
     assert parse("# nobody yet") == ()
 

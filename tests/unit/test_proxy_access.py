@@ -170,3 +170,27 @@ async def test_no_key_is_ever_logged_or_told(
     for text in (*answers, caplog.text):
         assert SECRET not in text and "sk-wrong-77" not in text
         assert hashlib.sha256(SECRET.encode()).hexdigest() not in text
+
+
+async def test_key_for_some_models_learns_of_no_other(house: House) -> None:
+    limited, whole = {"api-key": "sk-limited"}, {"api-key": SECRET}
+    house.proxy.take_keys([a_key("sk-limited", models=frozenset({"b"}), metrics=False), a_key()])
+    for path in ("/v1/models/org/aa", "/v1/responses/x?model=org/aa", "/upstream/org/aa/x"):
+        for headers, shown in ((limited, False), (whole, True)):
+            async with house.client.get(house.url + path, headers=headers) as response:
+                assert response.status == 404
+                assert ("'org/a'" in await response.text()) is shown, path
+    for headers, status in ((limited, 403), (whole, 200)):
+        async with house.client.get(house.url + "/metrics", headers=headers) as response:
+            assert response.status == status
+
+
+async def test_health_complains_to_those_who_may_know_and_is_red_for_all(house: House) -> None:
+    house.proxy.take_keys([a_key("sk-limited", metrics=False), a_key()])
+    house.stage.units.attached = False
+    for headers, words in (
+        ({}, False), ({"api-key": "sk-limited"}, False), ({"api-key": SECRET}, True),
+    ):  # fmt: skip
+        async with house.client.get(house.url + "/health", headers=headers) as response:
+            assert response.status == 503
+            assert ("problems" in await response.json()) is words

@@ -51,6 +51,13 @@ async def test_headers_can_be_left_out(house: House) -> None:
     house.reconfigure(response_headers=False)
     async with house.client.post(house.url + CHAT, json=ASK) as response:
         assert not any(name.lower().startswith("x-llmux") for name in response.headers)
+    house.engine.answer = events
+    gate = house.stage.units.hold("start", "b")
+    asked = STREAM | {"model": "b"}
+    async with house.client.post(house.url + CHAT, json=asked, headers=WANTED) as response:
+        assert "X-LLMux-Model" not in response.headers
+        gate.open()
+        await response.read()
 
 
 async def test_comments_come_while_the_model_does(house: House) -> None:
@@ -59,6 +66,7 @@ async def test_comments_come_while_the_model_does(house: House) -> None:
     async with house.client.post(house.url + CHAT, json=STREAM, headers=WANTED) as response:
         assert response.status == 200
         assert response.headers["Content-Type"].startswith("text/event-stream")
+        assert response.headers["X-LLMux-Model"] == "org/a"
         said = await response.content.readuntil(b"\n\n")
         assert said.startswith(b": llmux: org/a is ") and b", 1 wait for it, " in said
         await response.content.readuntil(b"\n\n")

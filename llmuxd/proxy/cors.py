@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: MIT
+"""Pages of other origins in browsers (https://fetch.spec.whatwg.org/#http-cors-protocol).
+
+`cors_origins` in llmux.yaml names those that may ask. What an engine says of it never passes: vLLM
+allows all.
+"""
+
+from aiohttp import hdrs, web
+
+from ..config import ANY_ORIGIN, Config
+
+# What a page may read beside the plain ones.
+_EXPOSED = ", ".join(
+    ("Retry-After", "X-LLMux-Model", "X-LLMux-Activation", "X-LLMux-Queue-Seconds",
+     "X-LLMux-Switch-Seconds")
+)  # fmt: skip
+# Seconds that a browser remembers the answer to a preflight; Chrome's most is 7200.
+_REMEMBERED = "3600"
+
+
+def granted(request: web.BaseRequest, config: Config) -> dict[str, str]:
+    """The headers that let the request's page read the answer; empty where it may not."""
+    if not config.cors_origins:
+        return {}
+    origin = request.headers.get(hdrs.ORIGIN, "")
+    if ANY_ORIGIN in config.cors_origins:
+        origin = ANY_ORIGIN if origin else ""
+    elif origin not in config.cors_origins:
+        origin = ""
+    # A cache must not give one page's answer to another.
+    told: dict[str, str] = {} if origin == ANY_ORIGIN else {hdrs.VARY: hdrs.ORIGIN}
+    if origin:
+        told[hdrs.ACCESS_CONTROL_ALLOW_ORIGIN] = origin
+        told[hdrs.ACCESS_CONTROL_EXPOSE_HEADERS] = _EXPOSED
+    return told
+
+
+def preflight(request: web.BaseRequest, config: Config) -> web.Response | None:
+    """The answer to a browser that asks whether it may ask, which it does without a key; None
+    where the request is none of these."""
+    if request.method != hdrs.METH_OPTIONS:
+        return None
+    method = request.headers.get(hdrs.ACCESS_CONTROL_REQUEST_METHOD)
+    if method is None or not config.cors_origins:
+        return None
+    answer = web.Response(status=204)
+    if hdrs.ACCESS_CONTROL_ALLOW_ORIGIN in granted(request, config):
+        answer.headers[hdrs.ACCESS_CONTROL_ALLOW_METHODS] = method
+        wanted = request.headers.get(hdrs.ACCESS_CONTROL_REQUEST_HEADERS, "")
+        answer.headers[hdrs.ACCESS_CONTROL_ALLOW_HEADERS] = wanted
+        answer.headers[hdrs.ACCESS_CONTROL_MAX_AGE] = _REMEMBERED
+    return answer
