@@ -13,7 +13,7 @@ not.
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 import aiohttp
 from aiohttp import StreamReader
@@ -21,6 +21,7 @@ from aiohttp.client_proto import ResponseHandler
 from aiohttp.http import HttpProcessingError, RawResponseMessage, StreamWriter
 
 from . import garbage
+from .prompt import Prompt
 from .short import Short, shorten
 
 # Bytes of an answer that are held for a client that is slow to take it; as many may come on top.
@@ -40,7 +41,8 @@ class Line(ResponseHandler):
         self.idle_since = 0.0
         # In place of a queue of answers: there is one at a time.
         self._buffer = Short()  # type: ignore[assignment]
-        self._answer: asyncio.Future[_Answer] | None = None
+        self._answer: Prompt[_Answer] | None = None
+        self._found: _Answer | None = None
         self._lines = lines
         self._wire: asyncio.BaseTransport | None = None
         self._asked = False
@@ -59,7 +61,9 @@ class Line(ResponseHandler):
         if self._exception is not None:
             raise self._exception
         self._asked = True
-        self._waiter = self._answer = self._loop.create_future()
+        self._answer = Prompt(loop=self._loop)
+        # Whom aiohttp tells that the connection is lost.
+        self._waiter = cast(asyncio.Future[None], self._answer)
         self._send(head, body, chunked)
         try:
             message, answer = await self._answer
@@ -114,6 +118,9 @@ class Line(ResponseHandler):
             self.close()
             return
         super().data_received(data)
+        found, self._found = self._found, None
+        if found is not None and self._answer is not None and not self._answer.done():
+            self._answer.give(found)
 
     def resume_reading(self, *args: Any, **kwargs: Any) -> None:
         """Only what is paused: aiohttp 3.14 goes through parser and transport after each read."""
@@ -128,10 +135,10 @@ class Line(ResponseHandler):
         self._body = body
         if not body.is_eof():
             shorten(body)
-        if self._answer is None or self._answer.done():
+        if self._answer is None or self._answer.done() or self._found is not None:
             self.force_close()
         else:
-            self._answer.set_result(data)
+            self._found = data
 
     def _send(self, head: bytes, body: Body, chunked: bool) -> None:
         if isinstance(body, bytes) and len(body) <= _AT_ONCE:
