@@ -143,3 +143,21 @@ async def test_engine_hears_no_header_that_the_client_did_not_send(house: House)
     await house.raw(head, TEXT)
     # A compressed answer, say, is for those only who said that they can read one.
     assert set(house.engine.seen[0].headers) == {"Host", "Content-Length"}
+
+
+async def test_wish_for_http_2_is_passed_over(house: House) -> None:
+    """Java's client asks for it with each first request."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", house.port)
+    body = json.dumps(ASK).encode()
+    head = (
+        f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
+        "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAA\r\n\r\n"
+    ).encode()
+    for _ in range(2):
+        writer.write(head)
+        await writer.drain()
+        writer.write(body)
+        assert (await reader.readuntil(b"}")).startswith(b"HTTP/1.1 200 ")
+    assert not {"Upgrade", "HTTP2-Settings"} & set(house.engine.seen[-1].headers)
+    writer.close()
+    await writer.wait_closed()
