@@ -135,14 +135,23 @@ def llmuxd(backend_port: int, *loop: str, name: str = "llmuxd") -> Iterator[Cont
 @contextlib.contextmanager
 def litellm(scratch: Path, backend_port: int) -> Iterator[Contender]:
     """litellm's proxy, from PyPI, in an environment that is kept."""
-    program = _install_litellm()
     base = f"http://127.0.0.1:{backend_port}/v1"
-    parameters = {"model": f"openai/{MODEL}", "api_base": base, "api_key": "none"}
+    with litellm_of(scratch, base, {MODEL: (MODEL, "none")}) as proxy:
+        yield proxy
+
+
+@contextlib.contextmanager
+def litellm_of(scratch: Path, base: str, models: dict[str, tuple[str, str]]) -> Iterator[Contender]:
+    """It, for these names; each is a model at `base` and the key to be sent."""
+    program = install_litellm()
+    known = [
+        {"model_name": name,
+         "litellm_params": {"model": f"openai/{model}", "api_base": base, "api_key": key}}
+        for name, (model, key) in models.items()
+    ]  # fmt: skip
     config = scratch / "litellm.yaml"
-    config.write_text(
-        json.dumps({"model_list": [{"model_name": MODEL, "litellm_params": parameters}]}),
-        encoding="utf-8",
-    )
+    settings = {"num_retries": 0, "disable_cooldowns": True}
+    config.write_text(json.dumps({"model_list": known, "router_settings": settings}))
     port = free_port()
     argv = [str(program), "--config", str(config), "--port", str(port), "--host", "127.0.0.1"]
     environment = {**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR"}
@@ -150,8 +159,8 @@ def litellm(scratch: Path, backend_port: int) -> Iterator[Contender]:
         yield Contender("litellm", port, pid)
 
 
-def _install_litellm() -> Path:
-    """The program; what was installed from other pins is another environment."""
+def install_litellm() -> Path:
+    """Its program; what was installed from other pins is another environment."""
     pins = hashlib.sha256(_LITELLM.read_bytes()).hexdigest()[:12]
     place = _CACHE / f"bench-litellm-{pins}"
     program = place / "bin" / "litellm"
