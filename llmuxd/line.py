@@ -33,6 +33,10 @@ Body = bytes | AsyncIterator[bytes]
 _Answer = tuple[RawResponseMessage, StreamReader]
 
 
+class Late(Exception):
+    """The answer did not begin in time."""
+
+
 class Line(ResponseHandler):
     """One connection, for one request at a time; among `lines` as long as it is open."""
 
@@ -49,11 +53,14 @@ class Line(ResponseHandler):
         self._body: StreamReader | None = None
         self._sending: asyncio.Task[None] | None = None
 
-    async def ask(self, head: bytes, body: Body, *, chunked: bool, no_body: bool) -> _Answer:
+    async def ask(
+        self, head: bytes, body: Body, *, chunked: bool, no_body: bool, deadline: float
+    ) -> _Answer:
         """Send a request; the answer's head, and its body as it comes.
 
         `chunked`: its pieces are sent as chunks. `no_body`: the answer has none, whatever it says.
-        aiohttp.ClientError or OSError where the server goes away or speaks no HTTP.
+        `deadline` is the loop's time; Late then. aiohttp.ClientError or OSError where the server
+        goes away or speaks no HTTP.
         """
         self.set_response_params(
             skip_payload=no_body, read_until_eof=True, auto_decompress=False, read_bufsize=_HELD
@@ -64,12 +71,15 @@ class Line(ResponseHandler):
         self._answer = Prompt(loop=self._loop)
         # Whom aiohttp tells that the connection is lost.
         self._waiter = cast(asyncio.Future[None], self._answer)
+        # asyncio.timeout_at would take twice as long.
+        timer = self._loop.call_at(deadline, self._answer.refuse, Late())
         self._send(head, body, chunked)
         try:
             message, answer = await self._answer
         except HttpProcessingError as error:
             raise aiohttp.ClientPayloadError(f"it speaks no HTTP: {_brief(error)}") from None
         finally:
+            timer.cancel()
             self._waiter = self._answer = None
         if message.code < 200:
             raise aiohttp.ClientPayloadError("it changes the protocol, which nobody asked for")

@@ -11,6 +11,8 @@ from .line import Body, Line, Reply
 KEEPALIVE = 3.0
 # For a connection on loopback, in seconds: the server's queue of them is full.
 CONNECT_TIMEOUT = 10.0
+# The loop's time of never.
+FOREVER = 1e12
 
 
 class BackendGone(ConnectionError):
@@ -36,14 +38,16 @@ class Pool:
 
     async def ask(
         self, head: bytes, body: Body = b"", *, chunked: bool = False, no_body: bool = False,
-        fresh: bool = False,
+        fresh: bool = False, deadline: float = FOREVER,
     ) -> Reply:  # fmt: skip
         """Send a request: see Line.ask. `fresh`: on a connection that had none before."""
         line = None if fresh else self._rested()
         if line is None:
             line = await self._connect()
         try:
-            message, answer = await line.ask(head, body, chunked=chunked, no_body=no_body)
+            message, answer = await line.ask(
+                head, body, chunked=chunked, no_body=no_body, deadline=deadline
+            )
         except BaseException:
             line.drop()
             raise

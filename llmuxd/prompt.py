@@ -27,6 +27,11 @@ class Prompt(asyncio.Future[T]):
         if waiting is not None:
             waiting[1].run(waiting[0], self)
 
+    def refuse(self, error: Exception) -> None:
+        """The error, unless there is a result, or was a cancellation."""
+        if not self.done():
+            self.set_exception(error)
+
     def add_done_callback(self, wake: _Wake, *, context: contextvars.Context | None = None) -> None:
         """How a task says that it waits."""
         if context is None or self._waiting is not None or self.done():

@@ -76,13 +76,13 @@ class Answers:
         return response
 
     def _passing(self, request: web.BaseRequest, visit: Visit, upstream: Reply) -> Passing:
+        config = self._switcher.config
         headers = passed(upstream.raw_headers)
-        if self._switcher.config.response_headers:
+        if config.response_headers:
             headers += self._arrivals.told(visit)
-        headers += [
-            (name.encode(), value.encode())
-            for name, value in cors.granted(request, self._switcher.config).items()
-        ]
+        if config.cors_origins:
+            granted = cors.granted(request, config)
+            headers += [(name.encode(), value.encode()) for name, value in granted.items()]
         try:
             return Passing(request, upstream.status, upstream.reason, headers, upstream.length)
         except ValueError as error:

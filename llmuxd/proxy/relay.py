@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: MIT
 """Passes a request to a model's server, and its answer back, as it comes."""
 
-import asyncio
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Generic, TypeVar
 
@@ -10,7 +9,7 @@ from aiohttp import hdrs, web
 
 from ..backend import Backend
 from ..errors import LlmuxError, TimedOut
-from ..line import Reply
+from ..line import Late, Reply
 from ..metrics import Visit
 from ..pool import BackendGone
 from ..switcher import Switcher
@@ -86,14 +85,10 @@ class _Question(_Turn[Reply]):
 
     async def _open(self, backend: Backend, deadline: float) -> Reply:
         """The answer's head, in time: a server may accept a request and never answer it."""
-        limit = asyncio.timeout_at(deadline)
         try:
-            async with limit:
-                return await _send(backend, self._outgoing)
-        except TimeoutError:
-            if limit.expired():
-                raise TimedOut("the model's server did not begin to answer in time") from None
-            raise
+            return await _send(backend, self._outgoing, deadline)
+        except Late:
+            raise TimedOut("the model's server did not begin to answer in time") from None
 
 
 class _Tunnel(_Turn[aiohttp.ClientWebSocketResponse]):
@@ -158,9 +153,9 @@ class Relay:
             return await websocket.pass_on(request, upstream, limit)
 
 
-async def _send(backend: Backend, outgoing: Outgoing) -> Reply:
+async def _send(backend: Backend, outgoing: Outgoing, deadline: float) -> Reply:
     try:
-        return await _ask(backend, outgoing, fresh=False)
+        return await _ask(backend, outgoing, deadline, fresh=False)
     except BackendGone:
         raise
     except (aiohttp.ClientError, OSError) as error:
@@ -169,12 +164,12 @@ async def _send(backend: Backend, outgoing: Outgoing) -> Reply:
         # Most likely the server closed an idle connection just as it was used. Where it died
         # of this very request instead, the connection is refused, and that is the end of it.
         try:
-            return await _ask(backend, outgoing, fresh=True)
+            return await _ask(backend, outgoing, deadline, fresh=True)
         except (aiohttp.ClientError, OSError):
             raise lost(error) from None
 
 
-async def _ask(backend: Backend, outgoing: Outgoing, *, fresh: bool) -> Reply:
+async def _ask(backend: Backend, outgoing: Outgoing, deadline: float, *, fresh: bool) -> Reply:
     pool = backend.pool
     return await pool.ask(
         outgoing.head(pool.host),
@@ -182,4 +177,5 @@ async def _ask(backend: Backend, outgoing: Outgoing, *, fresh: bool) -> Reply:
         chunked=outgoing.chunked,
         no_body=outgoing.method == hdrs.METH_HEAD,
         fresh=fresh,
+        deadline=deadline,
     )
