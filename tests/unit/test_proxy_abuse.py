@@ -361,4 +361,4 @@ async def test_any_request_is_answered_and_none_is_our_fault(
 def test_names_in_a_path_are_found_in_reasonable_time(house: House) -> None:
     config = house.stage.switcher.config
     with pytest.raises(LlmuxError):
-        targets.split("a/" * 4000, config)
+        targets.split("a/" * 4000, config, lambda model: True)
