@@ -43,6 +43,13 @@ class _SameTask:
         self.time = loop.time
         self.call_at = loop.call_at
 
+    def __hash__(self) -> int:
+        return hash(self._loop)
+
+    def __eq__(self, other: object) -> bool:
+        # asyncio.current_task looks for the loop that it is given.
+        return other is self._loop or other is self
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loop, name)
 
