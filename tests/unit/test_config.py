@@ -448,3 +448,13 @@ def test_whatever_has_the_right_shape_is_taken_or_refused(models: dict[str, obje
         parse(text)
     except ConfigInvalid as error:
         assert str(error).startswith("llmux.yaml:")
+
+
+def test_origins_are_as_browsers_send_them() -> None:
+    text = "models: {a: {image: x}}\ncors_origins: "
+    path = Path("llmux.yaml")
+    wanted = ("https://chat.example:8443", "*")
+    assert config.parse(f"{text}['https://chat.example:8443', '*']", path).cors_origins == wanted
+    for wrong in ("https://chat.example/", "chat.example", "null", ""):
+        with pytest.raises(ConfigInvalid, match="llmux.yaml:2:"):
+            config.parse(f"{text}['{wrong}']", path)
