@@ -11,7 +11,7 @@ from aiohttp import hdrs, web
 
 from ..errors import BadRequest
 from . import body
-from .parts import HEAD_END, MAX_HEAD, Watch, boundary, is_model
+from .parts import HEAD_END, MAX_HEAD, MAX_PARTS, Watch, boundary, is_model, too_many
 
 _MAX_NAME = 4096
 _CHUNK = 256 * 1024
@@ -45,7 +45,11 @@ class Form:
     async def model(self) -> str:
         """What the part `model` says; empty where there is none."""
         place = await self._find(self._delimiter, 0)
+        parts = 0
         while place >= 0:
+            parts += 1
+            if parts > MAX_PARTS:
+                raise too_many()
             place += len(self._delimiter)
             head_end = await self._find(HEAD_END, place, most=MAX_HEAD)
             if head_end < 0:

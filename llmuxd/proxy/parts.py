@@ -10,6 +10,8 @@ from ..errors import BadRequest
 
 # The head of one part; browsers and SDKs send a few hundred bytes.
 MAX_HEAD = 16 * 1024
+# As Starlette's, and so vLLM's, for files and for fields.
+MAX_PARTS = 2000
 HEAD_END = b"\r\n\r\n"
 
 
@@ -24,6 +26,11 @@ def boundary(content_type: str) -> bytes:
     if len(found) != 1 or not 0 < len(found[0]) <= 70:
         raise BadRequest("the request's Content-Type names no boundary, or more than one")
     return found[0].encode()
+
+
+def too_many() -> BadRequest:
+    """Each part's head takes its time to read."""
+    return BadRequest(f"the request's form has more than {MAX_PARTS} parts")
 
 
 def is_model(head: bytes) -> bool:
@@ -64,6 +71,7 @@ class Watch:
         self._delimiter = delimiter
         self._seen = bytearray()
         self._in_head = False
+        self._parts = 0
 
     def see(self, data: bytes | bytearray | memoryview) -> None:
         """The next piece of the form."""
@@ -78,6 +86,9 @@ class Watch:
             # A line's end before the next delimiter may be the last one of this head.
             del self._seen[: place + (0 if self._in_head else len(what))]
             self._in_head = not self._in_head
+            self._parts += self._in_head
+            if self._parts > MAX_PARTS:
+                raise too_many()
         if not self._in_head:
             del self._seen[: -len(self._delimiter)]
         elif len(self._seen) > MAX_HEAD:

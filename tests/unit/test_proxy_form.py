@@ -220,3 +220,11 @@ async def test_form_that_comes_drop_by_drop_loses_its_model(
     status, message, _, _ = told(await send(house, drops()))
     assert status == 408 and message.startswith("only ")
     assert house.stage.switcher.model("org/a").in_flight == 0
+
+
+@pytest.mark.parametrize("first", [True, False])
+async def test_form_of_too_many_parts_is_refused(house: House, first: bool) -> None:
+    many = [('name="x"', b"")] * 2001
+    form = a_form(MODEL, *many) if first else a_form(*many, MODEL)
+    status, message, _, _ = told(await send(house, form))
+    assert status == 400 and "parts" in message
