@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from llmuxd import names
+from llmuxd import files, names
 from llmuxd.model import network
 from tests.machine.ring import guest
 from tests.machine.ring.guest import OPT, QWEN, sh
@@ -70,9 +70,10 @@ def compiled(name: str) -> Path:
 
 
 def forget_compiled(name: str) -> None:
-    """Empty it, where there is one."""
-    for path in compiled(name).glob("*"):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    """Empty it, and what llmuxd keeps of root's home, where there is one."""
+    for place in (compiled(name), files.cache_root() / names.slug(name)):
+        for path in place.glob("*"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 class Refused(RuntimeError):
