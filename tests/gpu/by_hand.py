@@ -58,7 +58,6 @@ def _by_hand(notes: Notes, records: dict[str, guest.Json]) -> None:
         switch.restore(name, len(notes.rows))
         switch.wait_each_second(ports[name])
         vllm.take_up(ports[name], tuple(record.get("back", ())))
-        container.empty_directory(Path(str(record["directory"])))
         notes.add(
             "as it stands", model=name, same=measure.same(name, ask(name, ports[name]).text),
             vram_MiB=measure.vram(),
@@ -80,6 +79,8 @@ def take_turns(notes: Notes, ports: dict[str, int]) -> None:
 
 def _out(notes: Notes, name: str) -> float:
     switch.gather(name)
+    # The disk need not hold two of them.
+    container.empty_directory(Path(str(guest.record(name)["directory"])))
     argv = ("podman", "container", "checkpoint", "--tcp-established", names.container(name))
     seconds = measure.command(*argv, timeout=200)
     size = checkpoint.disk_usage(Path(str(guest.record(name)["directory"])))

@@ -63,15 +63,17 @@ def parked_beside(notes: Notes) -> None:
                 f"checkpoint on a full GPU, {snapshot}", seconds=time.monotonic() - begin,
                 status=done.returncode, said=done.stderr.strip(), state=guest.state(QWEN),
             )  # fmt: skip
+        # By an operator, whom no cool-down keeps waiting.
+        seconds = measure.command("llmuxctl", "switch", QWEN)
+        notes.add(f"switched to again, {snapshot}", model=QWEN, seconds=seconds)
         told(notes, f"asked again, {snapshot}", QWEN)
         measure.leave(QWEN)
 
 
 def spilled(notes: Notes) -> None:
-    """A parked model is more than `park_memory`: it is on its GPU again, and goes to disk."""
+    """A parked model is more than `park_memory`, and goes to its image on disk."""
     ready(notes)
-    more = {"tier": "park", "snapshot": "live", "image_sleep": "2"}
-    measure.configure({"park_memory": "1GiB"}, **more)
+    measure.configure({"park_memory": "1GiB"}, tier="park")
     told(notes, "before", QWEN)
     told(notes, "before", OPT)
     begin = time.monotonic()

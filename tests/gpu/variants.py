@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 from tests.machine.ring.guest import OPT, QWEN, sh
 
-from . import measure
+from . import image, measure
 from .measure import ask, configure
 from .plan import Notes
 from .switches import ROUNDS, ready, told
@@ -84,8 +84,13 @@ def eager_kv(notes: Notes) -> None:
 
 
 def _eager(image_sleep: str, snapshot: str) -> None:
-    args = [*measure.model(OPT)["args"], "--enforce-eager"]
-    configure(tier="park", park_sleep="kv", image_sleep=image_sleep, snapshot=snapshot, args=args)
+    usual = measure.model(OPT)
+    configure(
+        tier="park", park_sleep="kv", image_sleep=image_sleep, snapshot=snapshot,
+        args=[*usual["args"], "--enforce-eager"],
+        # Its packages are found by the image's own, in place of which llmuxd gives it another.
+        env=usual["env"] | {"PYTHONPATH": f"/{image.SITE}"},
+    )  # fmt: skip
 
 
 def _eager_images(notes: Notes, image_sleep: str) -> None:
