@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ..config import Sleep, Snapshot
 from ..events import Event, about
-from . import canary, cgroup, identity, parking, place, vllm, vram
+from . import canary, cgroup, identity, parking, place, vllm
 from .activation import RELEASED, Activation
 from .checkpoint import SHM, Checkpoint, aside, disk_usage, manifest, now
 from .container import Container, Facts, empty_directory
@@ -124,7 +124,7 @@ def write(
                  extra=about(Event.CHECKPOINT_WRITTEN, phase="checkpoint",
                              seconds=seconds))  # fmt: skip
         written = Written.NEW
-    except (CommandFailed, OSError, WrongAnswer, NoRoom, SleptBadly, vram.TooMuch) as error:
+    except (CommandFailed, OSError, WrongAnswer, NoRoom, SleptBadly) as error:
         written = _failed(record, error)
     settle(directory, Checkpoint.load(activation.model))
     return written
@@ -222,10 +222,10 @@ def _let_go(activation: Activation, before: Checkpoint | None, trial: bool) -> v
     """Have the engine let go of what the image need not hold; how it did.
 
     The dump brings what it keeps on its GPUs into memory: a trial that is too much for that ends
-    here, with TooMuch.
+    here, with NoRoom.
     """
     if trial and activation.image_sleep in vllm.TO_MEMORY:
-        vram.check_trial(parking.processes(activation))
+        _check_memory(activation)
     if before is not None and before.slept_badly and not trial:
         log.warning("its last image did not come back from its sleep: this one holds everything")
         return vllm.Nap()
@@ -237,8 +237,19 @@ def _let_go(activation: Activation, before: Checkpoint | None, trial: bool) -> v
     except WrongAnswer as error:
         raise SleptBadly(f"the engine does not let go: {error}") from None
     if trial and activation.devices:
-        vram.check_trial(parking.processes(activation))
+        _check_memory(activation)
     return nap
+
+
+def _check_memory(activation: Activation) -> None:
+    """NoRoom where what the model holds of its GPUs is too much for the host's memory."""
+    # It brings CUDA along, which a start does without.
+    from . import vram
+
+    try:
+        vram.check_trial(parking.processes(activation))
+    except vram.TooMuch as error:
+        raise NoRoom(str(error)) from None
 
 
 def _sync(directory: Path, *, forget: bool) -> None:
