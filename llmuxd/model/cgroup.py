@@ -11,9 +11,16 @@ from .process import run
 ROOT = Path("/sys/fs/cgroup")
 SHOW_TIMEOUT = 30.0
 
+_spared: set[int] = set()
+
+
+def spare(*pids: int) -> None:
+    """These wait, in this unit, for what the caller is at: `kill_others` leaves them alone."""
+    _spared.update(pids)
+
 
 def kill_others() -> None:
-    """Kill every process of this unit but the caller.
+    """Kill every process of this unit but the caller, and who waits for it.
 
     A podman that was given up on leaves conmon, the runtime and CRIU behind; nobody else ends
     them while the unit starts.
@@ -22,7 +29,7 @@ def kill_others() -> None:
     if unit is None:
         return
     for pid in processes(unit):
-        if pid != os.getpid():
+        if pid != os.getpid() and pid not in _spared:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 

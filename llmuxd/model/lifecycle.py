@@ -63,7 +63,8 @@ class Lifecycle(Attending):
         # and what it starts there afterwards ends at once (systemd 262, kernel 6.18).
         unclean = noted_place(self._model.name) is not None
         if unclean:
-            run_files.forget(self._model.name)
+            # Killed from here on, the next one has to know it too.
+            run_files.forget(self._model.name, keep=run_files.PLACE)
         self._begin(self._model.gpus)
         with one_at_a_time(self._model.name):
             if unclean:
@@ -158,7 +159,8 @@ class Lifecycle(Attending):
             # A newer release, which was put back to this one while the model ran, has its own way.
             stored.form()
             self.stop()
-        except (StateTooNew, CommandFailed) as error:
+        except (StateTooNew, CommandFailed, OSError) as error:
+            # A full disk, say: what is missing ExecStop tells, if it fails of that too.
             log.error("%s", error, extra=about(phase="stop"))
             return False
         return True

@@ -14,9 +14,11 @@ import logging
 import os
 import select
 import socket
+import struct
 import time
 from collections.abc import Callable
 
+from . import cgroup
 from .activation import socket_path
 
 log = logging.getLogger("llmux-model")
@@ -88,9 +90,13 @@ def _answer(listening: socket.socket, act: Act) -> list[int]:
         verb = asking.recv(64).decode(errors="replace").strip()
         if not verb:
             return []
+        who = _who(asking)
         child = os.fork()
         if child == 0:
             listening.close()
+            # A stop whose dump is given up on kills the rest of the unit: were it who asked too,
+            # systemd would end the unit in the middle of what is left to do.
+            cgroup.spare(os.getppid(), who)
             _act(asking, verb, act)
         ended = os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
         if verb.startswith("stop") and ended is not None and ended.si_status == 0:
@@ -98,6 +104,13 @@ def _answer(listening: socket.socket, act: Act) -> list[int]:
             closed.pop_all()
             asking.detach()
     return [child]
+
+
+def _who(asking: socket.socket) -> int:
+    """The process that asks."""
+    told = asking.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    pid: int = struct.unpack("3i", told)[0]
+    return pid
 
 
 def _act(asking: socket.socket, verb: str, act: Act) -> None:

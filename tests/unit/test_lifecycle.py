@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: MIT
 """What becomes of a model's container and its image where something came in between."""
 
+import errno
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +11,7 @@ from unittest.mock import MagicMock
 
 import pytest
 
-from llmuxd import files
+from llmuxd import __version__, files
 from llmuxd.config import ModelConfig, Snapshot
 from llmuxd.model import attending, cgroup, imaging, lifecycle, parking
 from llmuxd.model.activation import (
@@ -134,6 +137,42 @@ def test_a_start_cleans_up_after_a_run_that_nobody_cleaned_up_after(
     with pytest.raises(CommandFailed, match="as far as this"):
         Lifecycle(MODEL).start()
     assert did == ["start"]
+
+
+def test_a_start_that_is_killed_at_once_is_known_to_the_next(
+    did: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
+        raise CommandFailed(["podman"], 137, "killed")
+
+    monkeypatch.setattr(Lifecycle, "_begin", killed)
+    with pytest.raises(CommandFailed, match="killed"):
+        Lifecycle(MODEL).start()
+    assert did == [] and noted_place("a") == (0,)
+
+
+def test_a_stop_that_finds_a_full_disk_is_left_to_the_unit_s_own(
+    did: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    _has_image(tmp_path / "checkpoint")
+    order_leave("a", Leave.END)
+    with monkeypatch.context() as patched:
+        patched.setattr(lifecycle, "mark_kept", full)
+        told = Lifecycle(MODEL)._answer(f"stop {__version__}")
+    assert told == "failed: it is for ExecStop" and not was_kept("a")
+    Lifecycle(MODEL).stop()
+    assert did == ["halt", "halt"] and was_kept("a")
+
+
+def test_what_only_a_gpu_needs_is_not_loaded_by_a_start() -> None:
+    script = "import sys, llmuxd.model.__main__; print(*sys.modules)"
+    argv = [sys.executable, "-c", script]
+    loaded = subprocess.run(argv, check=True, capture_output=True, text=True).stdout.split()
+    assert "llmuxd.model.lifecycle" in loaded
+    assert not {f"llmuxd.model.{name}" for name in parking.LATER} & set(loaded)
 
 
 def test_a_clean_up_that_podman_fails_is_left_to_the_next_start(

@@ -3,6 +3,7 @@
 
 import asyncio
 import contextlib
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ SCRIPT = """
 import os, subprocess, sys
 from pathlib import Path
 from llmuxd import __version__
-from llmuxd.model import resident
+from llmuxd.model import cgroup, resident
 def act(verb):
     with Path(sys.argv[2]).open("a") as log:
         log.write(f"{verb} {os.getpid()}\\n")
@@ -28,6 +29,12 @@ def act(verb):
     if verb.startswith("stop"):
         if Path(sys.argv[2]).with_name("bug").exists():
             os.kill(os.getpid(), 9)
+        hung = Path(sys.argv[2]).with_name("hung")
+        if hung.exists():
+            unit = [os.getpid(), os.getppid(), *map(int, hung.read_text().split())]
+            cgroup.own_unit, cgroup.processes = lambda: Path("/"), lambda _: unit
+            os.kill = lambda pid, _: act(f"kill {pid}")
+            cgroup.kill_others()
         # It ends after podman has said that it does.
         subprocess.Popen(["sh", "-c", f"sleep 0.2; kill {sys.argv[1]}"])
     return "done" if verb in ("park", "park 2", f"stop {__version__}") else "failed: no"
@@ -141,6 +148,15 @@ async def test_a_stop_that_dies_in_the_middle_is_not_begun_anew(stayed: Stayed) 
     await stayed.listens()
     (files.runtime_root() / "bug").touch()
     assert await asyncio.to_thread(handing.hand_over, "a") == 1
+
+
+async def test_a_stop_that_kills_its_unit_leaves_those_who_wait_for_it(stayed: Stayed) -> None:
+    """Of a dump that hangs, podman, CRIU and conmon are left."""
+    await stayed.listens()
+    (files.runtime_root() / "hung").write_text(f"{os.getpid()} {stayed.conmon.pid}")
+    assert await asyncio.to_thread(handing.hand_over, "a") == 0
+    verbs = [verb for verb, _ in stayed.did()]
+    assert verbs == [f"stop {__version__}", f"kill {stayed.conmon.pid}"]
 
 
 def test_without_a_helper_a_stop_is_for_the_whole_program() -> None:
