@@ -120,9 +120,10 @@ class Coming:
             return
         why = await helper.wake(self._units, model.name)
         stays = await asyncio.to_thread(is_parked, model.name)
-        if why and stays:
+        told = why or "it does not say why"
+        if stays:
             raise ModelFailed(
-                f"{model.name!r} could not come back from memory, and waits there still: {why}",
+                f"{model.name!r} could not come back from memory, and waits there still: {told}",
                 "end what else holds its GPU: 'nvidia-smi' shows it",
             )
         if await asyncio.to_thread(has_parked, model.name):
@@ -133,8 +134,7 @@ class Coming:
             await self._units.stop(model.name)
             await self._fleet.look(model)
             raise ModelFailed(
-                f"{model.name!r} did not come back from memory and was stopped:"
-                f" {why or 'it does not say why'}",
+                f"{model.name!r} did not come back from memory and was stopped: {told}",
                 f"'llmuxctl logs {model.name}' shows more",
             )
 

@@ -117,6 +117,9 @@ class Tuner:
         if not _is_live(model.config) or self._fleet.state(model) in at_rest:
             return
         self._tell("writing a checkpoint first")
+        if self._fleet.state(model) is State.PARKED:
+            # Its helper takes no GPU from anybody for a dump, and ends what has not the room.
+            await self._come()
         await self._transitions.command(model, self._leaving.end(model, Leave.CHECKPOINT))
         why = self._fleet.why_no_checkpoint(model)
         if why:

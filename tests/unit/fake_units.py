@@ -14,6 +14,7 @@ from llmuxd.model.activation import (
     Activation,
     Leave,
     Way,
+    has_parked,
     note_place,
     noted_place,
     take_leave_order,
@@ -167,6 +168,8 @@ class FakeUnits(Units):
 
     async def reload(self, name: str) -> str:
         if not await self._verb("reload", name):
+            if has_parked(name):
+                Parked().save(name)
             return "failed"
         order = take_park_order(name)
         if order is not None:
@@ -180,6 +183,7 @@ class FakeUnits(Units):
             replace(run, way=Way.RESUME, seconds=seconds).save()
             Move(Way.RESUME, seconds, {}, 0.0).save(name, Direction.IN)
         else:
+            Parked().save(name)
             self._asleep.add(name)
         return "done"
 

@@ -238,6 +238,18 @@ async def test_what_a_live_model_came_to_is_on_disk_before_anything_is_tried() -
 
 
 @simulated
+async def test_a_live_model_that_is_parked_takes_its_turn_on_the_gpu_for_that() -> None:
+    live = replace(a_model("a"), snapshot=Snapshot.LIVE, tier=PARK)
+    async with on_stage(live, a_model("b")) as stage:
+        for name in ("a", "b"):
+            await stage.ask(name)
+        assert stage.switcher.state("a") is State.PARKED
+        begin = len(stage.units.log)
+        await tuned(stage)
+        assert stage.units.log[begin:][:4] == ["stop b", "reload a", "stop a", "start a"]
+
+
+@simulated
 async def test_one_that_could_not_be_written_is_not_risked() -> None:
     async with on_stage(replace(a_model("a"), snapshot=Snapshot.LIVE)) as stage:
         await stage.ask("a")
