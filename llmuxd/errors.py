@@ -104,6 +104,15 @@ class KeyForbids(LlmuxError):
     hint = "GET /v1/models lists those that it may use"
 
 
+class OriginForbidden(LlmuxError):
+    """A page in a browser, of another origin, asks for a WebSocket."""
+
+    http_status = 403
+    openai_type = "permission_error"
+    openai_code = "origin_not_allowed"
+    hint = "cors_origins in llmux.yaml names those that may ask"
+
+
 class RateLimited(LlmuxError):
     """The API key has used up what it may."""
 

@@ -9,7 +9,7 @@ from ..config import Config, Upstream
 from ..errors import BadRequest, ExpectationFailed, MethodNotAllowed
 from ..metrics import Visit
 from ..switcher import Switcher
-from . import body, json_body, targets, websocket
+from . import body, cors, json_body, targets, websocket
 from .access import Caller
 from .answer import Answers
 from .form import Form, is_form
@@ -87,6 +87,7 @@ class Calls:
         if not websocket.wanted(call.request):
             raise BadRequest("this route is for WebSockets", "send Upgrade: websocket")
         config = self._switcher.config
+        cors.check_page(call.request, config)
         name = _resolve(config, call, targets.model(call.target))
         return _tunnel(call, targets.naming(call.target, config.models[name].engine_name))
 
@@ -107,6 +108,7 @@ class Calls:
             location = f"/upstream/{call.route.rest}/{query}"
             return web.Response(status=308, headers={hdrs.LOCATION: location})
         if websocket.wanted(request):
+            cors.check_page(request, config)
             return _tunnel(call, path + query)
         await _invite_body(request, config.max_body)
         return _outgoing(call, path + query, await body.whole(request, config.max_body))

@@ -8,6 +8,7 @@ allows all.
 from aiohttp import hdrs, web
 
 from ..config import ANY_ORIGIN, Config
+from ..errors import OriginForbidden
 
 # What a page may read beside the plain ones.
 _EXPOSED = ", ".join(
@@ -35,18 +36,29 @@ def granted(request: web.BaseRequest, config: Config) -> dict[str, str]:
     return told
 
 
+def check_page(request: web.BaseRequest, config: Config) -> None:
+    """OriginForbidden where a page of another origin asks for a WebSocket: no browser asks before
+    whether it may, nor keeps from the page what it hears. Who is no browser tells no origin."""
+    origin = request.headers.get(hdrs.ORIGIN)
+    if origin is None or ANY_ORIGIN in config.cors_origins or origin in config.cors_origins:
+        return
+    site = origin.partition("://")[2].lower()
+    if not site or site != request.headers.get(hdrs.HOST, "").lower():
+        raise OriginForbidden("pages of this origin may open no WebSocket")
+
+
 def preflight(request: web.BaseRequest, config: Config) -> web.Response | None:
     """The answer to a browser that asks whether it may ask, which it does without a key; None
     where the request is none of these."""
     if request.method != hdrs.METH_OPTIONS:
         return None
     method = request.headers.get(hdrs.ACCESS_CONTROL_REQUEST_METHOD)
-    if method is None or not config.cors_origins:
+    wanted = request.headers.get(hdrs.ACCESS_CONTROL_REQUEST_HEADERS, "")
+    if method is None or not config.cors_origins or not (method + wanted).isascii():
         return None
     answer = web.Response(status=204)
     if hdrs.ACCESS_CONTROL_ALLOW_ORIGIN in granted(request, config):
         answer.headers[hdrs.ACCESS_CONTROL_ALLOW_METHODS] = method
-        wanted = request.headers.get(hdrs.ACCESS_CONTROL_REQUEST_HEADERS, "")
         answer.headers[hdrs.ACCESS_CONTROL_ALLOW_HEADERS] = wanted
         answer.headers[hdrs.ACCESS_CONTROL_MAX_AGE] = _REMEMBERED
     return answer

@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: MIT
 """Pages of other origins in browsers."""
 
+import asyncio
+
+import aiohttp
 import pytest
 from aiohttp import web
 from multidict import CIMultiDictProxy
 
+from llmuxd.config import Upstream
 from llmuxd.keys import Key
 
 from .house import ASK, CHAT, House
@@ -86,3 +90,60 @@ async def test_browser_that_asks_whether_it_may_has_no_key(house: House) -> None
     assert allowed(await post(house)) == [PAGE]
     async with house.client.options(house.url + CHAT, headers={"Origin": PAGE}) as response:
         assert response.status == 405
+
+
+async def test_question_that_no_answer_can_repeat(house: House) -> None:
+    house.reconfigure(cors_origins=(PAGE,))
+    head = f"OPTIONS {CHAT} HTTP/1.1\r\nHost: x\r\nOrigin: {PAGE}\r\n".encode()
+    asked = b"Access-Control-Request-Method: POST\r\nAccess-Control-Request-Headers: \xff\r\n"
+    reader, writer = await asyncio.open_connection("127.0.0.1", house.port)
+    writer.write(head + asked + b"\r\n")
+    assert (await reader.readuntil(b"\r\n")).split(b" ")[1] == b"405"
+    writer.close()
+
+
+async def websocket(house: House, origin: str, **more: str) -> int:
+    headers = {"Origin": origin, **more}
+    url = house.url + "/v1/realtime?model=b"
+    try:
+        async with house.client.ws_connect(url, headers=headers):
+            return 101
+    except aiohttp.WSServerHandshakeError as error:
+        return error.status
+
+
+@pytest.fixture
+def speaking_engine(house: House) -> None:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        socket = web.WebSocketResponse()
+        await socket.prepare(request)
+        await socket.receive()
+        return socket
+
+    house.engine.answer = answer
+
+
+@pytest.mark.usefixtures("speaking_engine")
+async def test_websocket_is_for_pages_of_its_own_host_only(house: House) -> None:
+    assert await websocket(house, house.url) == 101
+    # Behind a proxy that speaks TLS.
+    assert await websocket(house, "https://Llmux.example", Host="llmux.example") == 101
+    for origin in (PAGE, "null", "", f"{house.url}0", f"{house.url}.evil.example"):
+        assert await websocket(house, origin) == 403, origin
+
+
+@pytest.mark.usefixtures("speaking_engine")
+async def test_websocket_is_for_pages_that_llmux_yaml_names(house: House) -> None:
+    house.reconfigure(cors_origins=(PAGE,))
+    assert await websocket(house, PAGE) == 101
+    assert await websocket(house, "https://evil.example") == 403
+    house.reconfigure(cors_origins=("*",))
+    assert await websocket(house, "https://evil.example") == 101
+
+
+async def test_websocket_of_the_engines_own_pages(house: House) -> None:
+    house.reconfigure(upstream=Upstream.ALL)
+    url = house.url + "/upstream/b/ws"
+    with pytest.raises(aiohttp.WSServerHandshakeError) as caught:
+        await house.client.ws_connect(url, headers={"Origin": PAGE})
+    assert caught.value.status == 403
