@@ -5,9 +5,9 @@ aiohttp's own client protocol does the reading: its parser, its limits, its back
 above it there (ClientSession, ClientRequest, ClientResponse) keeps cookies, redirects, proxies and
 traces apart, and costs half as much again as all that a proxy does. Used of it is only what is the
 same in aiohttp 3.9 and all later ones up to 3.14: `ResponseHandler` with `set_response_params`,
-`feed_data`, `resume_reading`, `set_exception`, `force_close`, `should_close`, `is_connected`,
-`close` and `transport`, and `StreamWriter`; tests/unit/test_line.py says so where one day it is
-not.
+`feed_data`, `pause_reading`, `resume_reading`, `set_exception`, `force_close`, `should_close`,
+`is_connected`, `close` and `transport`, and `StreamWriter`; tests/unit/test_line.py says so where
+one day it is not.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ from aiohttp.http import HttpProcessingError, RawResponseMessage, StreamWriter
 
 from . import garbage
 from .prompt import Prompt
-from .short import Short, shorten
+from .short import shorten
 
 # Bytes of an answer that are held for a client that is slow to take it; as many may come on top.
 _HELD = 64 * 1024
@@ -44,12 +44,12 @@ class Line(ResponseHandler):
         super().__init__(asyncio.get_running_loop())
         self.idle_since = 0.0
         # In place of a queue of answers: there is one at a time.
-        self._buffer = Short()  # type: ignore[assignment]
+        shorten(self)
         self._answer: Prompt[_Answer] | None = None
         self._found: _Answer | None = None
         self._lines = lines
         self._wire: asyncio.BaseTransport | None = None
-        self._asked = False
+        self._asked = self._slow = False
         self._body: StreamReader | None = None
         self._sending: asyncio.Task[None] | None = None
 
@@ -67,7 +67,7 @@ class Line(ResponseHandler):
         )
         if self._exception is not None:
             raise self._exception
-        self._asked = True
+        self._asked, self._slow = True, False
         self._answer = Prompt(loop=self._loop)
         # Whom aiohttp tells that the connection is lost.
         self._waiter = cast(asyncio.Future[None], self._answer)
@@ -132,9 +132,15 @@ class Line(ResponseHandler):
         if found is not None and self._answer is not None and not self._answer.done():
             self._answer.give(found)
 
+    def pause_reading(self) -> None:
+        """The client is slower than the server."""
+        self._slow = True
+        super().pause_reading()
+
     def resume_reading(self, *args: Any, **kwargs: Any) -> None:
-        """Only what is paused: aiohttp 3.14 goes through parser and transport after each read."""
-        if self._reading_paused:
+        """Only of an answer that was paused once: aiohttp 3.14 goes through parser and transport
+        after each read. Its parser may pause later than it is told to, when nobody knows it."""
+        if self._slow:
             super().resume_reading(*args, **kwargs)
 
     def feed_data(self, data: _Answer, size: int = 0) -> None:

@@ -3,15 +3,17 @@
 in it takes 760 bytes; of a thousand streams that is more than a twentieth of the whole daemon.
 """
 
+from collections import deque
 from typing import TypeVar
-
-from aiohttp import StreamReader
 
 T = TypeVar("T")
 
+# What aiohttp calls them: those of a body, of a connection to a server, of a client's.
+_NAMES = ("_buffer", "_http_chunk_splits", "_messages")
+
 
 class Short(list[T]):
-    """A deque for a few."""
+    """A deque for a few: to take the first of 10,000 moves all others."""
 
     __slots__ = ()
 
@@ -24,8 +26,10 @@ class Short(list[T]):
         self.insert(0, item)
 
 
-def shorten(reader: StreamReader) -> None:
-    """Let the body have such queues, with what is in them."""
-    reader._buffer = Short(reader._buffer)  # type: ignore[assignment]
-    if reader._http_chunk_splits is not None:
-        reader._http_chunk_splits = Short(reader._http_chunk_splits)  # type: ignore[assignment]
+def shorten(owner: object) -> None:
+    """Let this object of aiohttp's have such queues, with what is in them; where one day it has
+    others, those stay."""
+    for name in _NAMES:
+        queue = getattr(owner, name, None)
+        if isinstance(queue, deque):
+            setattr(owner, name, Short(queue))

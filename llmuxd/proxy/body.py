@@ -8,6 +8,7 @@ import aiohttp
 from aiohttp import hdrs, web
 
 from ..errors import BadRequest, BodyTooLarge, TooSlow
+from ..short import shorten
 from .moments import now
 
 # Between two pieces of a body, in seconds; nginx's client_body_timeout.
@@ -119,6 +120,14 @@ def _unpacker(packed: str) -> "zlib._Decompress | None":
 async def whole(request: web.BaseRequest, limit: int) -> bytes:
     """The body, unpacked where it came packed; `limit` is in bytes."""
     check_length(request, limit)
+    raw = await _whole(request, limit)
+    if raw:
+        # Not before: a client may send a byte a chunk, and so make long queues.
+        shorten(request.content)
+    return raw
+
+
+async def _whole(request: web.BaseRequest, limit: int) -> bytes:
     content = request.content
     if content.is_eof() and hdrs.CONTENT_ENCODING not in request.headers:
         # It came in one packet with its head, as most do.

@@ -9,11 +9,10 @@ from types import CoroutineType
 from typing import Any, cast
 
 from aiohttp import web
-from aiohttp.streams import EMPTY_PAYLOAD
 
 from .. import garbage
 from ..errors import BadRequest
-from ..short import Short, shorten
+from ..short import shorten
 from . import shapes
 from .routes import Api
 
@@ -28,6 +27,10 @@ HEAD_TIMEOUT = 60.0
 KEEPALIVE = 75.0
 # How long a client may go on sending what was refused, until its connection is closed, in seconds.
 LINGER = 2.0
+
+
+# aiohttp's method by which one request is handled; None where one day it has another name.
+_HANDLING = getattr(getattr(web.RequestHandler, "_handle_request", None), "__code__", None)
 
 
 class _SameTask:
@@ -53,11 +56,9 @@ class _SameTask:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loop, name)
 
-    def create_task(self, work: "CoroutineType[Any, Any, Any]") -> Awaitable[Any]:
+    def create_task(self, work: "CoroutineType[Any, Any, Any]", **more: Any) -> Awaitable[Any]:
         """What is awaited at once needs no task; a connection's own work is none of that."""
-        if work.cr_code is web.RequestHandler._handle_request.__code__:
-            return work
-        return self._loop.create_task(work)
+        return work if work.cr_code is _HANDLING else self._loop.create_task(work, **more)
 
 
 def _loop() -> asyncio.AbstractEventLoop:
@@ -69,11 +70,12 @@ def _loop() -> asyncio.AbstractEventLoop:
 class _Connection(web.RequestHandler):
     """One client's."""
 
-    __slots__ = ("_impatience",)
+    __slots__ = ("_impatience", "_slow")
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Wait for the first request, and no longer than is right."""
-        self._messages = Short()  # type: ignore[assignment]
+        shorten(self)
+        self._slow = False
         super().connection_made(transport)
         loop = asyncio.get_running_loop()
         self._impatience = loop.call_later(HEAD_TIMEOUT, self.force_close)
@@ -84,9 +86,14 @@ class _Connection(web.RequestHandler):
         garbage.let_go(self.transport)
         super().connection_lost(exc)
 
+    def pause_reading(self) -> None:
+        """The client is faster than who reads."""
+        self._slow = True
+        super().pause_reading()
+
     def resume_reading(self, *args: Any, **kwargs: Any) -> None:
-        """Only what is paused: see Line."""
-        if self._reading_paused:
+        """Only of a connection that was paused once: see Line."""
+        if self._slow:
             super().resume_reading(*args, **kwargs)
 
     def log_exception(self, *args: Any, **kwargs: Any) -> None:
@@ -138,6 +145,4 @@ class Server(web.Server):
         self, message: Any, payload: Any, protocol: Any, writer: Any, task: Any
     ) -> web.BaseRequest:
         protocol.asked()
-        if payload is not EMPTY_PAYLOAD:
-            shorten(payload)
         return web.BaseRequest(message, payload, protocol, writer, task, self._loop)

@@ -8,14 +8,15 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import aiohttp
 import pytest
+from aiohttp import StreamReader
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.http import StreamWriter
 
 from llmuxd.errors import BadRequest
-from llmuxd.line import Body
+from llmuxd.line import _HELD, Body
 from llmuxd.pool import Pool
 
-from .engine import a_raw_server, read_request
+from .engine import a_raw_server, read_request, until
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 POST = b"POST / HTTP/1.1\r\nHost: x\r\n"
@@ -35,7 +36,8 @@ def test_layer_of_aiohttp_is_the_one_that_is_written_for() -> None:
     assert list(inspect.signature(ResponseHandler.__init__).parameters) == ["self", "loop"]
     assert inspect.iscoroutinefunction(ResponseHandler.read)
     assert isinstance(inspect.getattr_static(ResponseHandler, "should_close"), property)
-    assert {"close", "is_connected", "set_exception", "data_received"} <= set(dir(ResponseHandler))
+    wanted = {"close", "is_connected", "set_exception", "data_received", "pause_reading"}
+    assert wanted <= set(dir(ResponseHandler))
     assert list(inspect.signature(StreamWriter.__init__).parameters)[:3] == [
         "self", "protocol", "loop",
     ]  # fmt: skip
@@ -339,3 +341,24 @@ async def test_server_is_held_up_while_nobody_reads_its_answer() -> None:
             await asyncio.sleep(0.1)
         assert sent < 20_000_000
         assert len(await reply.body.readany()) < 1_000_000
+
+
+async def test_answer_of_many_small_chunks_comes_to_its_end() -> None:
+    """aiohttp's parser is told to pause after the last that it has, and does so at the next one."""
+    body = StreamReader(ResponseHandler(asyncio.get_running_loop()), _HELD)
+    # Before 3.13 it counts bytes alone.
+    many = getattr(body, "_high_water_chunks", 1) + 1
+    go_on = asyncio.Event()
+
+    async def write(writer: asyncio.StreamWriter) -> None:
+        writer.write(OK + b"Transfer-Encoding: chunked\r\n\r\n" + b"1\r\na\r\n" * many)
+        await go_on.wait()
+        writer.write(b"1\r\nb\r\n1\r\nc\r\n0\r\n\r\n")
+        await asyncio.Event().wait()
+
+    async with asked_of(write) as pool, await pool.ask(GET) as reply:
+        await until(lambda: reply.body.total_bytes >= many)
+        assert await reply.body.readany() == b"a" * many
+        go_on.set()
+        async with asyncio.timeout(5):
+            assert await reply.body.read() == b"bc"

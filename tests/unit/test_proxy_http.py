@@ -2,18 +2,24 @@
 """HTTP itself: versions, connections, Expect, trailers, clients that are slow."""
 
 import asyncio
+import contextlib
 import json
 import sys
+from collections.abc import AsyncIterator
 
 import aiohttp
 import pytest
 from aiohttp import web
 
 from llmuxd.proxy import body, connection
+from llmuxd.short import Short
 
+from .engine import until
 from .house import ASK, CHAT, House
 
 TEXT = json.dumps(ASK).encode()
+
+Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 async def test_expect_100_continue_is_answered_before_the_body(house: House) -> None:
@@ -180,3 +186,70 @@ async def test_request_has_no_task_of_its_own(house: House) -> None:
     await house.post()
     # One for each connection, the engine's and ours; the engine's server makes another one.
     assert tasks[0] - before == 3
+
+
+async def test_request_has_one_where_aiohttp_calls_its_work_otherwise(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "_HANDLING", None)
+    assert (await house.post())[0] == 200
+    assert (await house.post())[0] == 200
+
+
+@contextlib.asynccontextmanager
+async def served(handler: connection.Handler) -> AsyncIterator[Streams]:
+    """A connection to a server that answers so."""
+    runner = web.ServerRunner(connection.Server(handler))
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    reader, writer = await asyncio.open_connection(*runner.addresses[0])
+    try:
+        yield reader, writer
+    finally:
+        writer.close()
+        await runner.cleanup()
+
+
+CHUNKED = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+async def test_only_queues_of_a_body_that_has_come_are_short() -> None:
+    """A client may send a byte a chunk: to take the first of many moves all others."""
+    seen: list[bool] = []
+
+    async def answer(request: web.BaseRequest) -> web.Response:
+        content = request.content
+        seen.append(isinstance(content._buffer, Short))
+        assert await body.whole(request, 100) == b"ab"
+        seen.append(isinstance(content._buffer, Short))
+        return web.Response()
+
+    async with served(answer) as (reader, writer):
+        writer.write(CHUNKED + b"1\r\na\r\n")
+        await until(lambda: bool(seen))
+        writer.write(b"1\r\nb\r\n0\r\n\r\n")
+        assert (await reader.readuntil(b"\r\n")).split(b" ")[1] == b"200"
+    assert seen == [False, True]
+
+
+async def test_request_after_one_of_many_small_chunks_is_read() -> None:
+    """aiohttp's parser is told to pause after the last of them, and does so in the next request."""
+    many = 0
+
+    async def answer(request: web.BaseRequest) -> web.Response:
+        nonlocal many
+        # Before 3.13 it counts bytes alone.
+        many = many or getattr(request.content, "_high_water_chunks", 1) + 1
+        content = request.content
+        await until(lambda: content.is_eof() or content.total_bytes >= many)
+        return web.Response(body=b"%d." % len(await body.whole(request, 1 << 20)))
+
+    async with served(answer) as (reader, writer):
+        writer.write(CHUNKED)
+        await until(lambda: bool(many))
+        writer.write(b"1\r\na\r\n" * many + b"0\r\n\r\n")
+        await reader.readuntil(b"%d." % many)
+        many = 2
+        writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\nab")
+        async with asyncio.timeout(5):
+            await reader.readuntil(b"2.")

@@ -46,3 +46,16 @@ async def test_body_is_the_same_in_short_queues() -> None:
         while piece := (await response.content.readchunk())[0]:
             got.append(piece)
     assert b"".join(got) == b"".join(pieces)
+
+
+def test_queues_that_are_none_stay() -> None:
+    """One day aiohttp may have others, or call them otherwise."""
+
+    class Other:
+        __slots__ = ("_buffer",)
+
+    other = Other()
+    shorten(other)
+    other._buffer = queue = [b"x"]  # type: ignore[attr-defined]
+    shorten(other)
+    assert other._buffer is queue  # type: ignore[attr-defined]
