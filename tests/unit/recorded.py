@@ -123,8 +123,9 @@ def podman_info(**host_changes: Any) -> dict[str, Any]:
     }
 
 
-def image(*env: str, labels: dict[str, str] | None = None) -> Done:
-    return Done(0, json.dumps([{"Config": {"Env": list(env)}, "Labels": labels}]))
+def image(*env: str, labels: dict[str, str] | None = None, user: str = "") -> Done:
+    config = {"Env": list(env), "User": user}
+    return Done(0, json.dumps([{"Config": config, "Labels": labels}]))
 
 
 class RecordedHost(Host):

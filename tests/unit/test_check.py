@@ -727,6 +727,28 @@ def test_image_and_driver(gpu: RecordedHost, found_image: Done, status: Status, 
     told(gpu, "image", status, text, hint)
 
 
+@pytest.mark.parametrize(
+    ("found_image", "home"),
+    [
+        (image("HOME=/home/vllm", user="2000"), "/home/vllm"),
+        (image(user="vllm:0"), "that of user vllm"),
+        (image(user="root:root"), ""),
+        (image("HOME=/root", user="0"), ""),
+    ],
+)
+def test_a_read_only_image_whose_servers_home_is_elsewhere(
+    cpu: RecordedHost, found_image: Done, home: str
+) -> None:
+    cpu.image(found_image)
+    if not home:
+        told(cpu, "image", Status.OK, IMAGE)
+        return
+    told(cpu, "image", Status.WARN, f"has its server's home at {home}, which a", "HOME in")
+    configured = MODELS.replace("  b: {}", "  b: {env: {HOME: /home/vllm}}")
+    cpu.files[str(CONFIG)] = configured.replace("aliases: [x]", "read_only: false")
+    told(cpu, "image", Status.OK, IMAGE)
+
+
 def test_cuda_of_the_driver_without_nvidia_smi(gpu: RecordedHost) -> None:
     del gpu.commands["nvidia-smi"]
     gpu.image(image("CUDA_VERSION=14.0.0"))
