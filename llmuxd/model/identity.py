@@ -18,7 +18,7 @@ from .process import CommandFailed, run
 
 FORM = str(CONTAINER_FORM)
 # Where CRIU looks for its plugins, by distribution; crun.conf's libdir names one of them.
-PLUGINS = ("/usr/lib/criu", "/usr/lib64/criu", "/usr/local/lib/criu")
+PLUGINS = ("/usr/lib/criu", "/usr/lib64/criu", "/usr/libexec/criu", "/usr/local/lib/criu")
 CDI = ("/etc/cdi", "/var/run/cdi")
 NVIDIA = "/proc/driver/nvidia"
 CARD = "/dev/nvidia"

@@ -8,6 +8,7 @@ import yaml
 
 from ... import config
 from ...model import seccomp
+from ...model.identity import PLUGINS
 from . import elf
 from .change import AddLines, Run
 from .host import version
@@ -20,7 +21,6 @@ DRIVER_MINIMUM = (570,)
 DRIVER_FIXED = (575, 57, 8)
 _DRIVER_WANTED = "install driver 575.57.08 or newer"
 PLUGIN = "cuda_plugin.so"
-PLUGIN_PLACES = ("/usr/lib/criu", "/usr/lib64/criu", "/usr/libexec/criu", "/usr/local/lib/criu")
 _CDI_PLACES = ("/etc/cdi", "/var/run/cdi")
 _GENERATE = "nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml"
 _SYSCTL = "/etc/sysctl.d/llmux.conf"
@@ -173,7 +173,7 @@ def cuda_plugin(look: Look) -> Result:
     path = f"{place}/{PLUGIN}"
     build = f"build it from CRIU {'.'.join(map(str, look.criu)) or 'sources'} (make cuda_plugin)"
     if not look.host.exists(path):
-        other = next((p for p in PLUGIN_PLACES if look.host.exists(f"{p}/{PLUGIN}")), None)
+        other = next((p for p in PLUGINS if look.host.exists(f"{p}/{PLUGIN}")), None)
         if other:
             return fail(
                 "cuda plugin",
@@ -234,7 +234,7 @@ def _unconfined(model: config.ModelConfig) -> bool:
 def _plugin_place(look: Look) -> str:
     named = look.criu_options.get("libdir")
     built_in = re.search(r"plugin directory \(by default ([^)]+)\)", look.criu_help)
-    place = named or (built_in[1] if built_in else PLUGIN_PLACES[0])
+    place = named or (built_in[1] if built_in else PLUGINS[0])
     return place.rstrip("/")
 
 
