@@ -119,6 +119,11 @@ def holes() -> None:
     sh([PYTHON, "tests/audit.py", venv("pip-audit")])
 
 
+def from_pins() -> None:
+    """`make install-venv` and a start of what it installs; skipped where the registry is not."""
+    sh([PYTHON, "tests/installed.py"])
+
+
 def types() -> None:
     """mypy --strict."""
     sh([venv("mypy")])
@@ -178,6 +183,7 @@ RINGS: dict[str, Callable[[], None]] = {
     "tools": tools,
     "lint": lint,
     "holes": holes,
+    "pins": from_pins,
     "types": types,
     "unit": unit,
     "bus": bus,

@@ -81,8 +81,30 @@ def test_no_answer_is_not_taken_for_a_good_one() -> None:
     [("echo 'ConnectionError: no route' >&2; exit 1", "no route"), ("exit 1", "it said nothing")],
 )
 def test_where_it_fails_it_is_told(tmp_path: Path, script: str, why: str) -> None:
+    with pytest.raises(audit.NoData, match=why):
+        audit.run(pip_audit(tmp_path, script))
+
+
+def pip_audit(tmp_path: Path, script: str) -> str:
     program = tmp_path / "pip-audit"
     program.write_text(f"#!/bin/sh\n{script}\n")
     program.chmod(0o755)
-    with pytest.raises(audit.NoData, match=why):
-        audit.run(str(program))
+    return str(program)
+
+
+def answer(*vulns: str, of: str) -> str:
+    holes = [{"id": name, "fix_versions": []} for name in vulns]
+    return json.dumps({"dependencies": [package(of, vulns=holes)]})
+
+
+def test_who_does_not_know_an_old_hole_is_not_believed(tmp_path: Path) -> None:
+    """Asked of each before it is asked of ours, so that the check is known to go red."""
+    knows_nothing = f"echo '{answer(of='any')}'"
+    with pytest.raises(audit.NoData, match="does not know PYSEC"):
+        audit.run(pip_audit(tmp_path, knows_nothing))
+    script = f"""case "$*" in
+        *--require-hashes*) echo '{answer("PYSEC-1", of="aiohttp")}';;
+        *) echo '{answer(audit.HOLE, of="pyyaml")}';; esac"""
+    assert audit.run(pip_audit(tmp_path, script)).holes == (
+        "aiohttp 1.0: PYSEC-1, mended in no version",
+    )
