@@ -1,23 +1,31 @@
 # SPDX-License-Identifier: MIT
-"""llmuxctl check --fix on a machine that takes itself for a host with a GPU."""
+"""llmuxctl check --fix, which shows each change before it makes it."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from subprocess import run
 
 import pytest
 
-from .guest import OPT, configure
+from llmuxd.ctl.checks.criu import NEEDED
+from llmuxd.ctl.checks.criu_conf import CRUN
+
+from .guest import OPT, complete, configure, counter, sh
 
 SYSCTL = Path("/etc/sysctl.d/llmux.conf")
 NAME = "kernel.io_uring_disabled"
 FILE = Path("/proc/sys", NAME.replace(".", "/"))
+CRUN_CONF = Path(CRUN)
 UNCONFINED = "--security-opt=seccomp=unconfined"
 
 
 class Disguise:
-    """Mounts that one command sees. The kernel is the host's own, and must not be changed."""
+    """A host with a GPU, by mounts that one command sees.
+
+    The kernel is the host's own, and must not be changed.
+    """
 
     def __init__(self, directory: Path) -> None:
         self.value = directory / "value"
@@ -73,3 +81,54 @@ def test_nothing_is_to_be_done_where_seccomp_refuses_it(disguise: Disguise) -> N
     line, shown = disguise.check("--fix", "--yes")
     assert line["status"] == "ok" and "seccomp" in line["text"]
     assert not SYSCTL.exists() and SYSCTL.name not in shown
+
+
+@pytest.fixture
+def crun_conf() -> Iterator[Path]:
+    before = CRUN_CONF.read_text(encoding="ascii")
+    yield CRUN_CONF
+    CRUN_CONF.write_text(before, encoding="ascii")
+
+
+def check(*options: str, said: str = "") -> tuple[dict[str, str], str]:
+    """llmuxctl's line about CRIU's options, and what it showed before."""
+    argv = ["llmuxctl", "check", "--json", *options]
+    done = run(argv, input=said, capture_output=True, text=True, check=False)
+    lines = {each["name"]: each for each in json.loads(done.stdout)}
+    return lines["crun.conf"], done.stderr
+
+
+def test_what_crun_conf_lacks_is_shown_and_then_added(crun_conf: Path) -> None:
+    """And a model can be checkpointed with what comes of it."""
+    configure({OPT: {"args": ["--model", OPT]}})
+    options = crun_conf.read_text(encoding="ascii").splitlines()
+    mine = [option for option in options if option.split("=")[0] not in NEEDED]
+    crun_conf.write_text("# mine\n" + "\n".join(mine), encoding="ascii")
+    short = crun_conf.read_text(encoding="ascii")
+    line, shown = check()
+    assert line["status"] == "fail" and "lacks" in line["text"] and shown == ""
+    line, shown = check("--fix", said="n\n")
+    assert shown.index(f"add to {crun_conf}:") < shown.index("do this? [y/N]")
+    assert all(f"    {name}" in shown for name in NEEDED)
+    assert (line["status"], crun_conf.read_text(encoding="ascii")) == ("fail", short)
+    line, shown = check("--fix", said="y\n")
+    assert line["status"] == "ok" and f"add to {crun_conf}:" in shown
+    now = crun_conf.read_text(encoding="ascii")
+    assert now.startswith(f"{short}\n") and set(options) <= set(now.splitlines())
+    text = complete(OPT).text
+    sh("llmuxctl", "checkpoint", OPT)
+    assert (complete(OPT).text, counter(OPT)) == (text, 2)
+
+
+def test_a_directory_that_crun_conf_names_is_shown_and_then_made(
+    crun_conf: Path, tmp_path: Path
+) -> None:
+    configure({OPT: {"args": ["--model", OPT]}})
+    libdir = tmp_path / "lib" / "criu"
+    text = crun_conf.read_text(encoding="ascii")
+    crun_conf.write_text(re.sub("libdir=.*", f"libdir={libdir}", text), encoding="ascii")
+    line, shown = check("--fix", said="n\n")
+    assert line["status"] == "fail" and f"mkdir -p {libdir}\ndo this? [y/N]" in shown
+    assert not libdir.parent.exists()
+    line, shown = check("--fix", "--yes")
+    assert line["status"] == "ok" and f"mkdir -p {libdir}" in shown and libdir.is_dir()
