@@ -143,7 +143,7 @@ sbom:
 		--of JSON -o $(OUT)/llmuxd.cdx.json
 	rm $(OUT)/pyproject.toml
 
-# The bill of materials beside what is built, by the name that it has there.
+# That of the pins beside what is built, by the name that it has there; a package has its own, too.
 BILL      = install -D -m 644 packaging/llmuxd.cdx.json dist/llmuxd-$(VERSION).cdx.json
 
 .PHONY: sdist
@@ -171,6 +171,7 @@ rpm: rpm-macros sdist
 		--define '_sourcedir $(CURDIR)/dist' --define '_rpmdir $(CURDIR)/dist' \
 		--define '_build_name_fmt %%{NAME}-%%{VERSION}-%%{RELEASE}.%%{ARCH}.rpm' \
 		$(RPMBUILD) packaging/rpm/llmuxd.spec
+	$(PYTHON) packaging/bom.py dist/llmuxd-*$(VERSION)-*.rpm
 
 # One package, what NVIDIA hosts need included; without the bytecode, which is for one Python.
 DEB = build/deb
@@ -187,6 +188,7 @@ deb:
 	echo /etc/llmux/llmux.yaml > $(DEB)/DEBIAN/conffiles
 	$(BILL)
 	dpkg-deb --root-owner-group --build $(DEB) dist/
+	$(PYTHON) packaging/bom.py dist/llmuxd_$(VERSION)-*.deb
 
 # Lint, types and every ring of tests; RINGS="tools lint unit" picks some.
 .PHONY: check

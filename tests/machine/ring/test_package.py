@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: MIT
 """The packages: built, linted, installed, upgraded below a stream, erased without a trace."""
 
+import hashlib
 import json
 import re
 import shutil
 import subprocess
+import sys
 import tarfile
 import time
 from collections.abc import Iterator
@@ -23,6 +25,7 @@ from .guest import (
     complete,
     counter,
     eventually,
+    fails,
     journal,
     leftovers,
     record,
@@ -37,8 +40,26 @@ WORK = Path("/var/tmp/llmux-package")
 STATE = Path("/var/lib/llmux")
 IMAGES = Path("/srv/llmux-fast/images")
 RETIRED = Path("/usr/lib/python3/dist-packages/llmuxd/retired.py")
-# Debian's packages, which it depends on, are not in RPM's database.
-RPM = ("rpm", "--nodeps")
+# What Debian's packages are of what the RPMs require, which are not in RPM's database.
+GIVEN = {
+    "podman": "podman",
+    "netavark": "netavark",
+    "nftables": "nftables",
+    "crun": "crun",
+    "criu": "criu",
+    "criu-libs": "libcriu2",
+    "iptables-nft": "iptables",
+    "systemd": "systemd",
+    "/bin/sh": "dash",
+    "/usr/bin/python3": "python3-minimal",
+    "python3.{minor}dist(aiohttp)": "python3-aiohttp",
+    "python3.{minor}dist(dbus-next)": "python3-dbus-next",
+    "python3.{minor}dist(prometheus-client)": "python3-prometheus-client",
+    "python3.{minor}dist(pystemd)": "python3-pystemd",
+    "python3.{minor}dist(pyyaml)": "python3-yaml",
+    "python3.{minor}dist(sdnotify)": "python3-sdnotify",
+}
+PROVIDER = "debian-provides"
 BUILD_SECONDS = 500.0
 # Tokens, 20 a second: more than either package manager takes until it restarts llmuxd.
 STREAMED = 600
@@ -64,6 +85,8 @@ class Built:
 
     older: Path
     this: Path
+
+    provider: Path
 
     def packages(self, directory: Path) -> list[str]:
         """The RPMs of one of them."""
@@ -93,10 +116,10 @@ def older() -> Path:
 def built() -> Iterator[Built]:
     """Built without %check, of which there is a test."""
     shutil.rmtree(WORK, ignore_errors=True)
-    both = Built(older(), checkout("this"))
-    for copy in (both.older, both.this):
+    copies = older(), checkout("this")
+    for copy in copies:
         sh("make", "-C", str(copy), "rpm", "RPMBUILD=--without tests")
-    yield both
+    yield Built(*copies, provider(GIVEN))
     shutil.rmtree(WORK)
 
 
@@ -117,7 +140,7 @@ def bare(built: Built) -> Iterator[set[Path]]:
     try:
         yield files()
     finally:
-        sh("rpm", "--erase", "llmuxd", "llmuxd-nvidia", check=False)
+        sh("rpm", "--erase", "llmuxd", "llmuxd-nvidia", PROVIDER, check=False)
         sh("dpkg", "--purge", "llmuxd", check=False)
         for path in beside_the_configuration():
             path.unlink()
@@ -126,6 +149,24 @@ def bare(built: Built) -> Iterator[set[Path]]:
         sh("systemctl", "daemon-reload")
         sh("systemctl", "disable", "llmuxd.socket")
         sh("systemctl", "reload", "dbus.service")
+
+
+def provider(given: dict[str, str]) -> Path:
+    """An empty RPM that provides, in the versions of Debian's packages, what they are."""
+    minor = sys.version_info.minor
+    lines = []
+    for name, package in given.items():
+        version = sh("dpkg-query", "--show", "--showformat=${Version}", package)
+        upstream = version.rpartition(":")[2].rpartition("-")[0]
+        is_file = name.startswith("/")
+        lines.append(f"Provides: {name.format(minor=minor)}{'' if is_file else f' = {upstream}'}")
+    spec = WORK / f"{PROVIDER}.spec"
+    tags = ("Name: " + PROVIDER, "Version: 1", "Release: 1", "Summary: Debian", "License: none")
+    text = [*tags, "BuildArch: noarch", *lines, "%description", "Debian's packages.", "%files", ""]
+    spec.write_text("\n".join(text))
+    sh("rpmbuild", "-bb", "--define", f"_topdir {WORK / PROVIDER}", str(spec))
+    (built,) = (WORK / PROVIDER / "RPMS/noarch").glob("*.rpm")
+    return built
 
 
 def files() -> set[Path]:
@@ -152,6 +193,15 @@ def test_rpmlint_has_nothing_to_say(built: Built) -> None:
     assert " 0 errors, 0 warnings" in said, said
 
 
+def test_a_host_of_red_hats_without_its_macros_builds_nothing(built: Built) -> None:
+    """What came of it would have Debian's paths."""
+    argv = ("make", "-C", str(built.this), "rpm", "RED_HAT=/etc/redhat-release")
+    before = built.packages(built.this)
+    _, said = fails(*argv, "RPMBUILD=--nobuild")
+    assert "pyproject-rpm-macros is missing: dnf builddep" in said
+    assert built.packages(built.this) == before
+
+
 def test_the_package_has_what_make_install_installs(built: Built) -> None:
     root = WORK / "root"
     sh("make", "-C", str(built.this), "install", f"DESTDIR={root}", "PREFIX=/usr")
@@ -175,8 +225,8 @@ def test_the_sources_are_packed_the_same_each_time(built: Built) -> None:
 
 def test_the_bill_of_materials_is_in_the_sources_and_beside_what_is_built(built: Built) -> None:
     kept = (CHECKOUT / "packaging/llmuxd.cdx.json").read_bytes()
-    (beside,) = (built.this / "dist").glob("*.cdx.json")
-    assert (beside.name, beside.read_bytes()) == (f"llmuxd-{__version__}.cdx.json", kept)
+    beside = built.this / "dist" / f"llmuxd-{__version__}.cdx.json"
+    assert beside.read_bytes() == kept
     (archive,) = (built.this / "dist").glob("*.tar.gz")
     with tarfile.open(archive) as sources:
         packed = sources.extractfile(f"llmuxd-{__version__}/packaging/llmuxd.cdx.json")
@@ -315,19 +365,60 @@ def installed_again_and_upgraded_as_it_was_left(package: str) -> None:
     sh("dpkg", "--remove", "llmuxd")
 
 
+def test_an_rpm_is_refused_where_something_that_it_requires_is_missing(
+    built: Built, bare: set[Path]
+) -> None:
+    """Each of them is asked for by one of the packages; nothing is installed by halves."""
+    packages = built.packages(built.this)
+    asked = sh("rpm", "-qp", "--requires", *packages)
+    assert not [name for name in GIVEN if name.format(minor=sys.version_info.minor) not in asked]
+    for name in ("criu", "nftables", "python3.{minor}dist(aiohttp)"):
+        short = provider({each: GIVEN[each] for each in GIVEN if each != name})
+        _, said = fails("rpm", "--install", str(short), *packages)
+        wanted = name.format(minor=sys.version_info.minor)
+        assert re.findall(r"^\s+(\S+).* is needed by", said, re.M) == [wanted] and wanted in asked
+    assert files() == bare and sh("rpm", "-qa") == ""
+
+
+def test_the_bill_of_materials_of_a_package_is_of_that_package(built: Built) -> None:
+    """Each file of it with its hash, and what the distribution is to give."""
+    packages = [Path(path) for path in built.packages(built.this)]
+    for package in packages:
+        bill = json.loads(package.with_name(f"{package.name}.cdx.json").read_text())
+        component = bill["metadata"]["component"]
+        assert component["hashes"][0]["content"] == hashed(package)
+        listed = {each["name"]: each["hashes"] for each in bill["components"] if "hashes" in each}
+        query = ("rpm", "-qp", "--queryformat", "[%{FILEMODES:perms} %{FILENAMES}\n]", str(package))
+        plain = [line.split(" ", 1)[1] for line in sh(*query).splitlines() if line[0] == "-"]
+        assert set(listed) == set(plain)
+    main = json.loads(packages[0].with_name(f"{packages[0].name}.cdx.json").read_text())
+    asked = {each["purl"] for each in main["components"] if "purl" in each}
+    assert {"pkg:rpm/fedora/podman", "pkg:rpm/fedora/criu", "pkg:rpm/fedora/crun"} <= asked
+    assert "pkg:rpm/fedora/python3-aiohttp" in asked
+    source = CHECKOUT / "llmuxd/daemon.py"
+    (there,) = (each for each in main["components"] if each["name"].endswith("/llmuxd/daemon.py"))
+    assert there["hashes"] == [{"alg": "SHA-256", "content": hashed(source)}]
+
+
+def hashed(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def test_life_of_the_rpm(built: Built, bare: set[Path]) -> None:
     older, this = built.packages(built.older), built.packages(built.this)
-    sh(*RPM, "--install", *older)
+    sh("rpm", "--install", str(built.provider))
+    sh("rpm", "--install", *older)
     freshly_installed()
-    assert sh("rpm", "--verify", "--nodeps", "llmuxd", "llmuxd-nvidia") == ""
-    the_older_one_serves([*RPM, "--upgrade", "--replacepkgs", *older])
-    upgrade_below_a_stream([*RPM, "--upgrade", *this])
+    assert sh("rpm", "--verify", "llmuxd", "llmuxd-nvidia") == ""
+    the_older_one_serves(["rpm", "--upgrade", "--replacepkgs", *older])
+    upgrade_below_a_stream(["rpm", "--upgrade", *this])
     assert sh("rpm", "-q", "llmuxd").startswith(f"llmuxd-{__version__}-1")
     new, kept = (CONFIG.with_name(f"llmux.yaml.{suffix}") for suffix in ("rpmnew", "rpmsave"))
     this_one_is_in_force(new)
     models_go_on_from_there()
     assert a_host_includes_the_rules() == "table inet llmux"
     sh("rpm", "--erase", "llmuxd", "llmuxd-nvidia")
+    sh("rpm", "--erase", PROVIDER)
     nothing_is_left(bare, {new, kept})
     nobody_wrote_an_image_for_it()
     assert a_host_includes_the_rules() == ""
@@ -341,6 +432,12 @@ def test_life_of_the_debian_package(built: Built, bare: set[Path]) -> None:
     for copy in (built.older, built.this):
         sh("make", "-C", str(copy), "deb")
     (older,), (this,) = (list((copy / "dist").glob("*.deb")) for copy in (built.older, built.this))
+    bill = json.loads(this.with_name(f"{this.name}.cdx.json").read_text())
+    assert bill["metadata"]["component"]["hashes"][0]["content"] == hashed(this)
+    wanted = {"pkg:deb/debian/podman", "pkg:deb/debian/python3-aiohttp", "pkg:deb/debian/runc"}
+    assert wanted <= {each.get("purl") for each in bill["components"]}
+    (there,) = (each for each in bill["components"] if each["name"].endswith("/llmuxd/daemon.py"))
+    assert there["hashes"][0]["content"] == hashed(CHECKOUT / "llmuxd/daemon.py")
     sh("dpkg", "--install", str(older))
     freshly_installed()
     # The machine is built without anything to read, and its dpkg goes on leaving it out.
