@@ -25,12 +25,14 @@ ExecStart=
 ExecStart=/usr/bin/python3 -P -B {Path(__file__).with_name("probe.py")}
 StandardOutput=truncate:{TOLD}
 """
+ELSEWHERE = ("10.89.7.1/32", "192.0.2.1/32", "192.168.7.1/32", "10.7.7.1/32")
 WORK = {
     "write /run/llmux",
     "write /var/lib/llmux",
     "read the configuration",
     "read /proc/meminfo",
     "connect to the bus",
+    "send to podman's network",
 }
 
 
@@ -39,8 +41,9 @@ def probe() -> Iterator[dict[str, str]]:
     """What the probe could do in llmuxd's place."""
     two_fakes()
     sh("systemctl", "stop", "llmuxd.socket", "llmuxd.service")
-    # An address that is not loopback's, on this machine that has no other network.
-    sh("ip", "address", "add", "192.0.2.1/32", "dev", "lo")
+    # Addresses that are not loopback's, on this machine that has no other network.
+    for address in ELSEWHERE:
+        sh("ip", "address", "add", address, "dev", "lo")
     DROP_IN.parent.mkdir(parents=True, exist_ok=True)
     DROP_IN.write_text(PROBE, encoding="ascii")
     sh("systemctl", "daemon-reload")
@@ -51,7 +54,8 @@ def probe() -> Iterator[dict[str, str]]:
         DROP_IN.unlink()
         TOLD.unlink(missing_ok=True)
         sh("systemctl", "daemon-reload")
-        sh("ip", "address", "delete", "192.0.2.1/32", "dev", "lo")
+        for address in ELSEWHERE:
+            sh("ip", "address", "delete", address, "dev", "lo")
 
 
 @pytest.mark.parametrize("name", ["llmuxd.service", "llmux-gpus.service"])
@@ -63,7 +67,28 @@ def test_llmuxd_can_do_its_work_and_nothing_else(probe: dict[str, str]) -> None:
     assert {name for name, told in probe.items() if told == "done"} == WORK
     # Let through, and nobody there.
     assert probe["connect to loopback"] == "ECONNREFUSED"
-    assert probe["send elsewhere"] == "EPERM"
+    closed = ("send elsewhere", "send to the host's network", "send to another of its networks")
+    assert {probe[name] for name in closed} == {"EPERM"}
+
+
+def test_a_network_that_is_none_of_podmans_own_is_reached_once_it_is_allowed() -> None:
+    """As the README says."""
+    sh("podman", "network", "create", "--subnet", "192.168.60.0/24", "elsewhere")
+    DROP_IN.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        two_fakes(podman_args=["--network=elsewhere"])
+        answer = complete(OPT)
+        assert answer.status == 502 and b"it took no connection in 10 s" in answer.body
+        DROP_IN.write_text("[Service]\nIPAddressAllow=192.168.60.0/24\n", encoding="ascii")
+        sh("systemctl", "daemon-reload")
+        sh("systemctl", "restart", "llmuxd.service")
+        assert complete(OPT).text
+    finally:
+        DROP_IN.unlink(missing_ok=True)
+        sh("systemctl", "daemon-reload")
+        sh("systemctl", "stop", names.unit(OPT))
+        sh("podman", "rm", "--all", "--force", "--time", "0")
+        sh("podman", "network", "rm", "elsewhere")
 
 
 def test_llmuxd_has_no_capability() -> None:

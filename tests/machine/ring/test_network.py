@@ -37,6 +37,7 @@ for server in servers:
     threading.Thread(target=server.serve_forever).start()
 """
 PORT, NAMES = 9090, 53
+OPENED = Path("/run/systemd/system/llmuxd.socket.d/open.conf")
 ADDRESS = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}"
 EVERYWHERE = {
     "internet", "lan", "lan's names", "host", "host by its bridge", "host by its bridge, IPv6",
@@ -157,6 +158,41 @@ def test_who_connects_in_vain_is_told_at_once(world: None) -> None:
         curl = ("curl", "--silent", "--show-error", "--max-time", "5", url)
         _, said = fails("nsenter", f"--target={inspected('{{.State.Pid}}')}", "--net", *curl)
         assert "Could not connect" in said and " after 0 ms" in said
+
+
+def asked_from_the_network() -> str:
+    """What somebody elsewhere in this host's network is answered, status and all."""
+    body = json.dumps({"model": OPT, "prompt": "Hello", "max_tokens": 3})
+    curl = ("curl", "--silent", "--max-time", "60", "--write-out", " %{http_code}", "--data", body)
+    url = f"http://{HERE}:4000/v1/completions"
+    inside = ("ip", "netns", "exec", WORLD)
+    return sh(*inside, *curl, "--header", "Content-Type: application/json", url, check=False)
+
+
+def test_the_endpoint_serves_the_network_once_it_was_opened_as_the_readme_says(
+    world: None,
+) -> None:
+    """llmuxd itself may send there nothing: the socket is systemd's."""
+    two_fakes()
+    assert complete(OPT).text
+    assert asked_from_the_network() == " 000"
+    # A model's own port is nobody else's, whatever the endpoint is.
+    port = inspected('{{(index (index .HostConfig.PortBindings "8000/tcp") 0).HostPort}}')
+    assert reached(f"http://127.0.0.1:{port}/health")
+    assert sh("nsenter", "--net=/run/netns/" + WORLD, "curl", "--silent", "--max-time", "1",
+              f"http://{HERE}:{port}/health", check=False) == ""  # fmt: skip
+    OPENED.parent.mkdir(parents=True, exist_ok=True)
+    OPENED.write_text(f"[Socket]\nListenStream=\nListenStream={HERE}:4000\n", encoding="ascii")
+    try:
+        sh("systemctl", "daemon-reload")
+        sh("systemctl", "stop", "llmuxd.service")
+        sh("systemctl", "restart", "llmuxd.socket")
+        said = asked_from_the_network()
+        assert said.endswith(" 200") and '"choices"' in said
+        assert counter(OPT) == 2
+    finally:
+        OPENED.unlink()
+        sh("systemctl", "daemon-reload")
 
 
 def test_rules_that_were_flushed_come_back(world: None) -> None:
