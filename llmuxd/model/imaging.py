@@ -70,9 +70,6 @@ def write(
     is there to be measured: it does just what `activation` says, and once its dump has begun there
     is no other.
     """
-    # Nor does a start wait for these (parking.LATER).
-    from . import vram
-
     before = Checkpoint.load(activation.model)
     known = _known(activation, before, trial)
     directory = facts.checkpoint_directory
@@ -227,8 +224,6 @@ def _let_go(activation: Activation, before: Checkpoint | None, trial: bool) -> v
     The dump brings what it keeps on its GPUs into memory: a trial that is too much for that ends
     here, with NoRoom.
     """
-    from . import vram
-
     if trial and activation.image_sleep in vllm.TO_MEMORY:
         _check_memory(activation)
     if before is not None and before.slept_badly and not trial:
