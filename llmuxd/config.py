@@ -15,7 +15,9 @@ DEFAULT_PATH = Path("/etc/llmux/llmux.yaml")
 DEFAULT_MAX_BODY = 32 * 1024 * 1024
 DEFAULT_QUEUE_LIMIT = 10_000
 ANY_ORIGIN = "*"
-CANARY_PROMPT = "The quick brown fox jumps over the lazy"
+# Short, for each of its tokens is computed while a client waits; and no doubt about the next one,
+# for two that are as likely may change places.
+CANARY_PROMPT = "A B C"
 # The keys by which a container is not made, and a checkpoint stays good if they change.
 NOT_OF_CONTAINER = frozenset(
     {
