@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -140,7 +141,8 @@ def bare(built: Built) -> Iterator[set[Path]]:
     try:
         yield files()
     finally:
-        sh("rpm", "--erase", "llmuxd", "llmuxd-nvidia", PROVIDER, check=False)
+        sh("rpm", "--erase", "llmuxd", "llmuxd-nvidia", check=False)
+        sh("rpm", "--erase", PROVIDER, check=False)
         sh("dpkg", "--purge", "llmuxd", check=False)
         for path in beside_the_configuration():
             path.unlink()
@@ -160,12 +162,13 @@ def provider(given: dict[str, str]) -> Path:
         upstream = version.rpartition(":")[2].rpartition("-")[0]
         is_file = name.startswith("/")
         lines.append(f"Provides: {name.format(minor=minor)}{'' if is_file else f' = {upstream}'}")
-    spec = WORK / f"{PROVIDER}.spec"
+    place = Path(tempfile.mkdtemp(dir=WORK))
+    spec = place / f"{PROVIDER}.spec"
     tags = ("Name: " + PROVIDER, "Version: 1", "Release: 1", "Summary: Debian", "License: none")
     text = [*tags, "BuildArch: noarch", *lines, "%description", "Debian's packages.", "%files", ""]
     spec.write_text("\n".join(text))
-    sh("rpmbuild", "-bb", "--define", f"_topdir {WORK / PROVIDER}", str(spec))
-    (built,) = (WORK / PROVIDER / "RPMS/noarch").glob("*.rpm")
+    sh("rpmbuild", "-bb", "--define", f"_topdir {place}", str(spec))
+    (built,) = (place / "RPMS/noarch").glob("*.rpm")
     return built
 
 
