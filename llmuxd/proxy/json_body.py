@@ -24,12 +24,14 @@ _READER = ThreadPoolExecutor(1, "bodies")
 _read = json.JSONDecoder().raw_decode
 # Objects as lists of keys and values: a key that comes twice is seen.
 _decode = json.JSONDecoder(object_pairs_hook=list).raw_decode
-# Up to the next bracket or long text, or some of the way: each call holds the interpreter.
-_plain = re.compile(r'(?:[^"\[\]{}]{1,10000}|"[^"\\]{0,1000}"){0,1000}').match
+# Up to the next bracket or long text, or a megabyte of the way: each call holds the interpreter.
+_plain = re.compile(r'(?:[^"\[\]{}]{1,10000}|"[^"\\]{0,1000}"){0,100}').match
+# The same up to the quote at which a text ends.
+_inside = re.compile(r'(?:[^"\\]{1,1000}|\\.){0,1000}', re.DOTALL).match
 _space = re.compile(r"[ \t\n\r]*").match
 _SPACE = " \t\n\r"
 _OURS = ("model", "stream")
-# Backslashes and quotes of one text that are looked at one by one, until it is decoded instead.
+# Backslashes and quotes of one text that are looked at one by one, until all of it is gone through.
 _PATIENCE = 1000
 
 # What some editors put before a text in UTF-8.
@@ -191,8 +193,8 @@ def _skip(text: str, place: int) -> tuple[None, int]:
 
 
 def _past_text(text: str, start: int) -> int:
-    """The place after the text whose first quote is at `start`: twenty times as fast as to read
-    it, unless it is made of quotes and backslashes."""
+    """The place after the text whose first quote is at `start`: twenty times as fast as to go
+    through it, unless it is made of quotes and backslashes."""
     end = start
     for _ in range(_PATIENCE):
         end = text.index('"', end + 1)
@@ -203,7 +205,13 @@ def _past_text(text: str, start: int) -> int:
             break
         if (end - before) % 2 == 0:
             return end + 1
-    return _read(text, start)[1]
+    place = start + 1
+    while text[place] != '"':
+        run = _inside(text, place)
+        if run is None or run.end() == place:
+            raise ValueError("a text has no end")
+        place = run.end()
+    return place + 1
 
 
 def _past_space(text: str, place: int) -> int:
