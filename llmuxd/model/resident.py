@@ -86,12 +86,18 @@ def _answer(listening: socket.socket, act: Act) -> list[int]:
     asking, _ = listening.accept()
     with contextlib.ExitStack() as closed:
         closed.enter_context(asking)
-        asking.settimeout(HEAR_LIMIT)
-        verb = asking.recv(64).decode(errors="replace").strip()
-        if not verb:
+        try:
+            asking.settimeout(HEAR_LIMIT)
+            verb = asking.recv(64).decode(errors="replace").strip()
+            if not verb:
+                return []
+            who = _who(asking)
+            child = os.fork()
+        except OSError as error:
+            # Nothing of it was begun: without a word it would seem to have died in the middle.
+            with contextlib.suppress(OSError):
+                asking.sendall(f"failed: {error}\n".encode())
             return []
-        who = _who(asking)
-        child = os.fork()
         if child == 0:
             listening.close()
             # A stop whose dump is given up on kills the rest of the unit: were it who asked too,

@@ -38,6 +38,12 @@ def act(verb):
         # It ends after podman has said that it does.
         subprocess.Popen(["sh", "-c", f"sleep 0.2; kill {sys.argv[1]}"])
     return "done" if verb in ("park", "park 2", f"stop {__version__}") else "failed: no"
+fork = os.fork
+def limited():
+    if Path(sys.argv[2]).with_name("full").exists():
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+    return fork()
+os.fork = limited
 resident.stay("a", resident.listen("a"), int(sys.argv[1]), act)
 """
 
@@ -142,6 +148,13 @@ async def test_a_helper_of_another_release_is_not_trusted_with_a_stop(
     await stayed.listens()
     monkeypatch.setattr(handing, "__version__", "0.0.1")
     assert await asyncio.to_thread(handing.hand_over, "a") is None
+
+
+async def test_a_stop_that_was_not_begun_is_for_the_whole_program(stayed: Stayed) -> None:
+    await stayed.listens()
+    stayed.log.with_name("full").touch()
+    assert await asyncio.to_thread(handing.hand_over, "a") is None
+    assert stayed.did() == []
 
 
 async def test_a_stop_that_dies_in_the_middle_is_not_begun_anew(stayed: Stayed) -> None:
