@@ -18,3 +18,15 @@ def cached(path: Path) -> float:
         del start
         assert status == 0, os.strerror(ctypes.get_errno())
         return sum(page & 1 for page in found) / len(found)
+
+
+def is_disk(directory: Path) -> bool:
+    """Whether files there can leave memory at all; a tmpfs has no other place for them."""
+    probe = directory / "probe"
+    probe.write_bytes(b"x" * mmap.PAGESIZE)
+    with probe.open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    left = cached(probe)
+    probe.unlink()
+    return left == 0

@@ -91,6 +91,9 @@ def less(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     DROP_IN.unlink()
     sh("systemctl", "daemon-reload")
+    # What could not be cleaned up without it, the next start does first.
+    if Path(f"/run/llmux/{names.slug(OPT)}.place.json").exists():
+        sh("llmuxctl", "switch", OPT)
 
 
 def goes_round(server: dict[str, Any]) -> str:
