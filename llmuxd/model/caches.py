@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from .. import files, names
+from .. import files, names, run_files
 from ..config import ModelConfig
 
 # In the home of the user that engines' images run their server as.
@@ -56,7 +56,8 @@ def forget_all() -> None:
 
 def _is_up(slug: str) -> bool:
     """Whether the unit of that model has a server, or starts one (activation.py)."""
-    return any((files.runtime_root() / f"{slug}{end}").exists() for end in (".json", ".place.json"))
+    ends = run_files.ACTIVATION, run_files.PLACE
+    return any((files.runtime_root() / f"{slug}{end}").exists() for end in ends)
 
 
 def _remove(path: Path) -> None:

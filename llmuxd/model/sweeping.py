@@ -17,7 +17,7 @@ from ..config import ModelConfig
 from . import caches, identity, tuning
 from .activation import Busy
 from .checkpoint import Checkpoint, recorded
-from .container import network_owners
+from .container import Container, network_owners
 from .keeping import InUse, at_rest, discard
 from .process import CommandFailed
 
@@ -74,7 +74,12 @@ def sweep_networks() -> None:
 
 
 def _sweep_network(name: str) -> None:
+    # Not at rest to look at it: who makes room for an image meanwhile would take it for one that
+    # is on its way, and remove another's.
+    if Container(ModelConfig(name=name, image="")).inspect() is not None:
+        return
     with at_rest(name) as container:
+        # One may have come since.
         if container.inspect() is None:
             log.info("removing the network of %s, which has no container", name)
             container.remove_network()

@@ -7,7 +7,7 @@ import pytest
 from llmuxd import files, names
 from llmuxd.config import ModelConfig
 from llmuxd.model import cgroup, sweeping
-from llmuxd.model.activation import note_place, one_at_a_time
+from llmuxd.model.activation import is_moved, note_place, one_at_a_time
 from llmuxd.model.checkpoint import Checkpoint
 from llmuxd.model.container import Container
 from llmuxd.model.process import CommandFailed
@@ -105,6 +105,20 @@ def networks(removed: list[str], monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_a_network_goes_that_has_no_container(networks: list[str]) -> None:
     sweeping.sweep_networks()
     assert [name[:7] for name in networks] == ["llmux-a", "llmux-g"]
+
+
+def test_a_container_is_looked_for_while_room_may_be_made_of_its_image(
+    networks: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[bool] = []
+
+    def inspect(container: Container) -> Container:
+        held.append(any(map(is_moved, ("a", "b", "gone"))))
+        return container
+
+    monkeypatch.setattr(Container, "inspect", inspect)
+    sweeping.sweep_networks()
+    assert held == [False] * 3 and networks == []
 
 
 def test_not_that_of_a_start(networks: list[str]) -> None:
