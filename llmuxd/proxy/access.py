@@ -21,8 +21,12 @@ _MINUTE = 60.0
 
 
 class Caller:
-    """Who asks, with what is left to them. This one may do all."""
+    """Who asks, with what is left to them. This one may do all.
 
+    `known`: by a key, which no page in a browser has that was not given it.
+    """
+
+    known = False
     priority = 0
     secret_headers: tuple[bytes, ...] = ()
 
@@ -47,6 +51,7 @@ _FREE = contextlib.nullcontext()
 class _KeyHolder(Caller):
     """A caller with a key. The count of what they used outlives a reload."""
 
+    known = True
     secret_headers = SECRET_HEADERS
 
     def __init__(self, key: Key):

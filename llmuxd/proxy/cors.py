@@ -37,14 +37,16 @@ def granted(request: web.BaseRequest, config: Config) -> dict[str, str]:
 
 
 def check_page(request: web.BaseRequest, config: Config) -> None:
-    """OriginForbidden where a page of another origin asks for a WebSocket: no browser asks before
-    whether it may, nor keeps from the page what it hears. Who is no browser tells no origin."""
+    """OriginForbidden where a page of another origin asks for what a browser does not ask about
+    before: a WebSocket, whose words it does not keep from the page either, and a POST of plain
+    text, whose answer the page may not read, but for which a model would come in. Who is no browser
+    tells no origin."""
     origin = request.headers.get(hdrs.ORIGIN)
     if origin is None or ANY_ORIGIN in config.cors_origins or origin in config.cors_origins:
         return
     site = origin.partition("://")[2].lower()
     if not site or site != request.headers.get(hdrs.HOST, "").lower():
-        raise OriginForbidden("pages of this origin may open no WebSocket")
+        raise OriginForbidden("pages of this origin may not ask")
 
 
 def preflight(request: web.BaseRequest, config: Config) -> web.Response | None:

@@ -2,6 +2,8 @@
 """Pages of other origins in browsers."""
 
 import asyncio
+import hashlib
+import json
 
 import aiohttp
 import pytest
@@ -10,6 +12,7 @@ from multidict import CIMultiDictProxy
 
 from llmuxd.config import Upstream
 from llmuxd.keys import Key
+from llmuxd.state import State
 
 from .house import ASK, CHAT, House
 
@@ -100,6 +103,32 @@ async def test_question_that_no_answer_can_repeat(house: House) -> None:
     writer.write(head + asked + b"\r\n")
     assert (await reader.readuntil(b"\r\n")).split(b" ")[1] == b"405"
     writer.close()
+
+
+async def blind(house: House, origin: str, **more: str) -> int:
+    """What a page sends without a question, and whose answer it may not read."""
+    headers = {"Content-Type": "text/plain", "Origin": origin, **more}
+    body = json.dumps(ASK | {"model": "b"})
+    async with house.client.post(house.url + CHAT, data=body, headers=headers) as response:
+        await response.read()
+        return response.status
+
+
+async def test_blind_post_of_a_foreign_page_brings_no_model_in(house: House) -> None:
+    for origin in (PAGE, "null", "", f"{house.url}0"):
+        assert await blind(house, origin) == 403, origin
+    assert house.stage.switcher.state("b") is State.COLD
+    house.reconfigure(cors_origins=("https://other",))
+    assert await blind(house, PAGE) == 403
+    assert await blind(house, house.url) == 200
+    house.reconfigure(cors_origins=(PAGE,))
+    assert await blind(house, PAGE) == 200
+
+
+async def test_page_that_has_a_key_was_given_it(house: House) -> None:
+    house.proxy.take_keys([Key("x", hashlib.sha256(b"k").digest())])
+    assert await blind(house, PAGE) == 401
+    assert await blind(house, PAGE, Authorization="Bearer k") == 200
 
 
 async def websocket(house: House, origin: str, **more: str) -> int:
