@@ -26,8 +26,10 @@ from .short import shorten
 
 # Bytes of an answer that are held for a client that is slow to take it; as many may come on top.
 _HELD = 64 * 1024
-# What is longer is sent piece by piece, each when the server has taken the one before.
-_AT_ONCE = 64 * 1024
+# What is longer is sent piece by piece, each when the server has taken the one before: whatever it
+# has not taken yet is copied. Of a picture in a message that would cost more than it spares.
+_AT_ONCE = 2 << 20
+_PIECE = 256 * 1024
 
 Body = bytes | AsyncIterator[bytes]
 _Answer = tuple[RawResponseMessage, StreamReader]
@@ -159,7 +161,7 @@ class Line(ResponseHandler):
     def _send(self, head: bytes, body: Body, chunked: bool) -> None:
         if isinstance(body, bytes) and len(body) <= _AT_ONCE:
             assert self.transport is not None
-            self.transport.write(head + body)
+            self.transport.writelines((head, body))
             return
         pieces = _pieces(body) if isinstance(body, bytes) else body
         self._sending = asyncio.create_task(self._send_pieces(head, pieces, chunked))
@@ -230,8 +232,8 @@ class Reply:
 
 async def _pieces(body: bytes) -> AsyncIterator[memoryview]:
     view = memoryview(body)
-    for start in range(0, len(body), _AT_ONCE):
-        yield view[start : start + _AT_ONCE]
+    for start in range(0, len(body), _PIECE):
+        yield view[start : start + _PIECE]
 
 
 def _brief(error: HttpProcessingError) -> str:

@@ -298,6 +298,23 @@ def test_large_object_without_an_end_is_refused(raw: bytes) -> None:
         json_body.skim(raw)
 
 
+@pytest.mark.parametrize("end", [b"\xff", b"\xe2\x82", b"\xed\xa0\x80"])
+def test_large_object_that_is_no_utf_8_is_refused(end: bytes) -> None:
+    with pytest.raises(BadRequest, match="not valid JSON"):
+        json_body.skim(b'{"x": "' + "é".encode() * (40 << 10) + end + b'"}')
+
+
+def test_picture_in_a_message_waits_for_no_thread() -> None:
+    text = {"type": "text", "text": 'What is \\"this"?'}
+    picture = {"url": "data:image/png;base64," + "A" * (2 << 20)}
+    content = [text, {"type": "image_url", "image_url": picture}]
+    raw = json.dumps({"messages": [{"role": "user", "content": content}], "model": "b"}).encode()
+    assert json_body.skim(raw, json_body.PATIENCE_AT_ONCE).model == "b"
+    many = json.dumps({"x": [{"role": "user", "content": "hi"}] * 20000, "model": "b"}).encode()
+    with pytest.raises(json_body.TooLong):
+        json_body.skim(many, json_body.PATIENCE_AT_ONCE)
+
+
 @pytest.fixture
 def eager_threads() -> Iterator[None]:
     """Who holds the interpreter for longer than 0.1 ms is asked for it: what can be shared, is."""
