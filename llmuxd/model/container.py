@@ -168,9 +168,25 @@ class Container:
     def _environment(self) -> dict[str, str]:
         environment = dict(self._model.env)
         if self._model.drops_kv:
-            places = [vllm.MOUNTED, environment.get("PYTHONPATH", "")]
+            # Before what the configuration or, where it says nothing, the image has there: podman
+            # would put ours in its place.
+            own = environment.get("PYTHONPATH")
+            places = [vllm.MOUNTED, self._image_path() if own is None else own]
             environment["PYTHONPATH"] = ":".join(filter(None, places))
         return environment
+
+    def _image_path(self) -> str:
+        """Where the image has Python look for packages; empty where it does not say."""
+        argv = ["podman", "image", "inspect", "--format", "{{json .Config.Env}}", self._model.image]
+        try:
+            text = run(argv, QUERY_TIMEOUT)
+        except CommandFailed as error:
+            if not any(words in error.reason for words in _NO_IMAGE):
+                raise
+            run(["podman", "pull", "--quiet", self._model.image], RUN_TIMEOUT)
+            text = run(argv, QUERY_TIMEOUT)
+        settings = dict(each.partition("=")[::2] for each in json.loads(text) or [])
+        return str(settings.get("PYTHONPATH", ""))
 
     def _volumes(self) -> list[str]:
         extension = [f"{vllm.INSIDE}:{vllm.MOUNTED}:ro"]

@@ -42,6 +42,35 @@ def test_a_container_that_is_to_drop_its_kv_cache_has_the_extension(
     assert (vllm.INSIDE / "llmux_kv_cache.py").is_file()
 
 
+@pytest.mark.parametrize(
+    ("env", "said", "given"),
+    [
+        ((), '["PATH=/bin","PYTHONPATH=/opt/site:/more"]', "/opt/llmux:/opt/site:/more"),
+        ((), '["PATH=/bin"]', "/opt/llmux"),
+        ((), "null", "/opt/llmux"),
+        ((("PYTHONPATH", "/mine"),), '["PYTHONPATH=/opt/site"]', "/opt/llmux:/mine"),
+    ],
+)
+@pytest.mark.parametrize("here", [True, False])
+def test_the_extension_hides_no_path_of_the_image(
+    env: tuple[tuple[str, str], ...], said: str, given: str, here: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    told: list[list[str]] = []
+
+    def run(argv: Sequence[str], timeout: float) -> str:
+        told.append([*argv])
+        if argv[1:3] != ["image", "inspect"]:
+            return ""
+        if not here and ["podman", "pull", "--quiet", "i"] not in told:
+            raise CommandFailed(argv, 125, "i: image not known")
+        return said
+
+    monkeypatch.setattr(container, "run", run)
+    container.Container(ModelConfig("a", "i", env=env, park_sleep=Sleep.KV)).run(21000)
+    assert ("--env", f"PYTHONPATH={given}") in set(pairwise(told[-1]))
+
+
 def test_any_other_has_not(monkeypatch: pytest.MonkeyPatch) -> None:
     argv = argv_of(ModelConfig("a", "i", args=("--x",)), monkeypatch)
     assert argv[-2:] == ["i", "--x"]
