@@ -28,6 +28,7 @@ class KvCache:
         for piece in pieces:
             cumem.unmap_and_release(piece.handle)
         torch.cuda.empty_cache()
+        _unpin()
         self.llmux_dropped = True
 
     def llmux_map_kv_cache(self) -> None:
@@ -36,6 +37,17 @@ class KvCache:
             return
         cumem.CuMemAllocator.get_instance().wake_up([_TAG])
         self.llmux_dropped = False
+
+
+def _unpin() -> None:
+    """Give back what PyTorch keeps of pinned host memory that nobody uses any more.
+
+    Of a server that once slept by level 1 that is the size of its weights, and more, which an
+    image of it would hold for good. PyTorch before 2.5 cannot.
+    """
+    empty = getattr(torch._C, "_host_emptyCache", None)
+    if empty is not None:
+        empty()
 
 
 def _pieces() -> list[Any]:
