@@ -24,7 +24,7 @@ _CURL = ("curl", "--silent", "--max-time", "2", "--output", "/dev/null")
 
 def around(notes: Notes) -> None:
     """With one model serving: what it can reach, and what llmuxd knows of its GPU."""
-    ready(notes, (QWEN,), vram="24GiB")
+    ready(notes, (QWEN,), vram=measure.NEED)
     told(notes, "before", QWEN)
     form = "{{.State.Pid}} {{range .NetworkSettings.Networks}}{{.Gateway}}{{end}}"
     pid, gateway = sh("podman", "inspect", "--format", form, names.container(QWEN)).split()

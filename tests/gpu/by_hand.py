@@ -16,7 +16,7 @@ from tests.machine.ring.guest import sh
 from . import measure
 from .measure import MODELS, ask
 from .plan import Notes
-from .switches import told
+from .switches import ready
 
 # So that each model goes out, and comes back, three times.
 SWITCHES = 5
@@ -24,18 +24,14 @@ LINK = Path("/usr/local/bin/cuda-checkpoint")
 
 
 def seed(notes: Notes) -> None:
-    """A cold start of each, out, back, and the full switch between the two.
+    """Each out and back three times, and the full switch between the two.
 
-    The containers have podman's own /dev/shm, as those have that people make: nothing of them is of
-    use to llmuxd afterwards.
+    With containers that llmuxd has made, from its images, which are gone afterwards. They have
+    podman's own /dev/shm, as those have that people make: with a GPU anyhow.
     """
-    guest.stop_everything()
-    guest.wipe()
-    measure.configure(podman_args=["--shm-size=2g"])
     for name in MODELS:
-        measure.forget_compiled(name)
-        told(notes, "cold", name)
         measure.leave(name)
+    ready(notes, **({} if measure.HAS_GPU else {"podman_args": ["--shm-size=2g"]}))
     records = {name: guest.record(name) for name in MODELS}
     guest.stop_everything()
     # As the README has it: CRIU's plugin finds it by the default PATH, and is off without it.
@@ -85,8 +81,9 @@ def _out(notes: Notes, name: str) -> float:
     seconds = measure.command(*argv, timeout=200)
     size = checkpoint.disk_usage(Path(str(guest.record(name)["directory"])))
     notes.add(
-        "seed out", model=name, seconds=seconds, image_GiB=size / 2**30, vram_MiB=measure.vram()
-    )
+        "seed out", model=name, seconds=seconds, image_GiB=size / 2**30, vram_MiB=measure.vram(),
+        disk_GiB=measure.disk(),
+    )  # fmt: skip
     return seconds
 
 

@@ -28,7 +28,7 @@ def check(notes: Notes) -> None:
     notes.add("check", lines=_check(guest.CONFIG))
     if not measure.HAS_GPU:
         return
-    usual, sized = _file(), _file(vram="24GiB")
+    usual, sized = _file(), _file(vram=measure.NEED)
     # podman's seccomp profile keeps containers from io_uring, too.
     free = _file(podman_args=["--security-opt=seccomp=unconfined"])
     for name, line, config, taken in (
@@ -46,7 +46,7 @@ def check(notes: Notes) -> None:
         with taken or contextlib.nullcontext():
             now = _check(config).get(line, "no such line")
         notes.add("check, taken away", gone=name, line=line, red=now.startswith(_RED), now=now)
-    configure(vram="24GiB")
+    configure(vram=measure.NEED)
     told(notes, "before", QWEN)
     after = _check(guest.CONFIG)
     notes.add("check, measured", now=after["vram"])

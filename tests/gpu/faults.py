@@ -7,6 +7,7 @@ import signal
 import subprocess
 import threading
 import time
+from typing import Any
 
 from llmuxd import names
 from tests.machine.ring import guest
@@ -104,11 +105,21 @@ def no_cuda_part(notes: Notes) -> None:
     )  # fmt: skip
     told(notes, "asked again", OPT)
     sh("llmuxctl", "checkpoint", OPT, timeout=120)
+    # The cold start that comes of it is to be one as the others.
+    measure.forget_compiled(OPT)
     since = time.time()
     with away.moved(away.PLUGIN):
         measure.pretend(OPT, plugin="")
         told(notes, "restored without the plugin", OPT)
+    notes.add("cold", model=OPT, **_without_the_try(notes.rows[-1]))
     notes.add("so it said", log=measure.said(OPT, since)[-4:], vram_MiB=measure.vram())
+
+
+def _without_the_try(row: dict[str, Any]) -> dict[str, Any]:
+    """Of an answer after a restore that failed: what the cold start took of it."""
+    (came,) = [move for move in row["moves"] if move["direction"] == "in"]
+    tried = came["parts"]["restore"] + came["parts"]["clean"]
+    return {key: row[key] - tried for key in ("first", "end")} | {"tried": tried}
 
 
 def _stray() -> list[str]:

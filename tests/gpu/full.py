@@ -31,7 +31,7 @@ def full_gpu(notes: Notes) -> None:
     empty = measure.vram()
     with _filled(notes):
         notes.add("asked meanwhile", model=OPT, **_refused(OPT), image=has_image(OPT))
-        configure(vram="24GiB")
+        configure(vram=measure.NEED)
         notes.add("asked meanwhile, its need known", model=OPT, **_refused(OPT))
     notes.add("foreign gone", vram_MiB=measure.vram(), empty_MiB=empty)
     configure()
@@ -39,47 +39,67 @@ def full_gpu(notes: Notes) -> None:
         told(notes, "asked again", name)
 
 
-def parked_beside(notes: Notes) -> None:
-    """A parked model is to go to disk while its GPU is filled: by a dump, then without one.
-
-    Before the latter it is asked for, and has no place there.
+def parked_beside(snapshot: str, notes: Notes) -> None:
+    """A parked model has no place on its GPU, which is filled: it is asked for, and is to go to
+    disk, for which a live one would have to be there again.
     """
     if not measure.HAS_GPU:
         return
-    for snapshot in ("live", "pristine"):
-        ready(notes, (QWEN,), tier="park", snapshot=snapshot, image_sleep="2")
-        told(notes, f"before, {snapshot}", QWEN)
-        sh("llmuxctl", "park", QWEN, timeout=120)
-        with _filled(notes):
-            if snapshot == "pristine":
-                refused = _refused(QWEN)
-                notes.add("asked meanwhile", model=QWEN, **refused, state=guest.state(QWEN))
-            begin = time.monotonic()
+    # A live image of one that was parked after level 1 would hold its pinned memory for good.
+    live = {"image_sleep": "2", "park_sleep": "2"} if snapshot == "live" else {}
+    ready(notes, (QWEN,), tier="park", snapshot=snapshot, **live)
+    told(notes, "before", QWEN)
+    sh("llmuxctl", "park", QWEN, timeout=120)
+    empty = measure.vram()
+    with _filled(notes):
+        begin = time.monotonic()
+        if snapshot == "live":
             done = subprocess.run(
                 ["llmuxctl", "checkpoint", QWEN], capture_output=True, text=True, timeout=100,
                 check=False,
             )  # fmt: skip
             notes.add(
-                f"checkpoint on a full GPU, {snapshot}", seconds=time.monotonic() - begin,
+                "checkpoint on a full GPU", seconds=time.monotonic() - begin,
                 status=done.returncode, said=done.stderr.strip(), state=guest.state(QWEN),
             )  # fmt: skip
-        # By an operator, whom no cool-down keeps waiting.
-        seconds = measure.command("llmuxctl", "switch", QWEN)
-        notes.add(f"switched to again, {snapshot}", model=QWEN, seconds=seconds)
-        told(notes, f"asked again, {snapshot}", QWEN)
-        measure.leave(QWEN)
+        notes.add(
+            "asked meanwhile", model=QWEN, **_refused(QWEN), state=guest.state(QWEN),
+            image=has_image(QWEN),
+        )  # fmt: skip
+    notes.add("foreign gone", vram_MiB=measure.vram(), empty_MiB=empty)
+    # By an operator, whom no cool-down keeps waiting.
+    seconds = measure.command("llmuxctl", "switch", QWEN)
+    notes.add("switched to again", model=QWEN, seconds=seconds)
+    told(notes, "asked again", QWEN)
+    measure.leave(QWEN)
 
 
 def spilled(notes: Notes) -> None:
-    """A parked model is more than `park_memory`, and goes to its image on disk."""
-    ready(notes)
-    measure.configure({"park_memory": "1GiB"}, tier="park")
-    told(notes, "before", QWEN)
-    told(notes, "before", OPT)
-    begin = time.monotonic()
-    guest.eventually(lambda: guest.state(QWEN) == "checkpointed", "it is on disk", 90)
-    notes.add("from memory to disk", seconds=time.monotonic() - begin, vram_MiB=measure.vram())
-    told(notes, "asked again", QWEN)
+    """A parked model is more than `park_memory`, and goes to disk: to the image that it has, then
+    to one that is written for it.
+
+    For that it is on its GPU again, so that both have to fit there: one that has no room is not
+    sent to disk for `park_memory` alone.
+    """
+    ready(notes, (QWEN,))
+    for snapshot, more in (
+        ("pristine", {}),
+        ("live", {"vram": measure.NEED, "image_sleep": "2", "park_sleep": "2"}),
+    ):
+        # One that runs leaves as it was told when it started.
+        for name in MODELS:
+            measure.leave(name)
+        configure({"park_memory": "1GiB"}, tier="park", snapshot=snapshot, **more)
+        told(notes, f"before, {snapshot}", QWEN)
+        sh("llmuxctl", "park", QWEN, timeout=120)
+        begin = time.monotonic()
+        guest.eventually(lambda: guest.state(QWEN) == "checkpointed", "it is on disk", 60)
+        notes.add(
+            f"from memory to disk, {snapshot}", seconds=time.monotonic() - begin,
+            vram_MiB=measure.vram(), image_GiB=measure.image_size(QWEN),
+        )  # fmt: skip
+        told(notes, f"asked again, {snapshot}", QWEN)
+    measure.leave(QWEN)
 
 
 @contextmanager

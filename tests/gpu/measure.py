@@ -21,15 +21,22 @@ FOLDERS = {OPT: "/srv/models/opt-125m", QWEN: "/srv/models/qwen2.5-3b-instruct"}
 HAS_GPU = Path("/proc/driver/nvidia/version").exists()
 CACHE = Path("/var/cache/llmux-vllm")
 TOKENS = 8
-# What each model is given of the GPU, whatever GPU it is: what is copied by hand is most of this.
-VRAM_GIB = 24
+# What each model is given of the GPU, whatever GPU it is: what is copied by hand is most of this,
+# six times out and six times back. With the CUDA contexts, which vLLM does not count, it is less
+# than NEED.
+VRAM_GIB = 16
+NEED = "18GiB"
 
 
-def configure(top: dict[str, Any] | None = None, **more: Any) -> None:
-    """Both models with these settings on top, and llmuxd started anew; `top` are llmuxd's own."""
+def configure(top: dict[str, Any] | None = None, only: str = "", **more: Any) -> None:
+    """Both models, or `only` this, with these settings on top, and llmuxd started anew.
+
+    `top` are llmuxd's own.
+    """
     # A plan restarts it more often than its start limit lets it be.
     sh("systemctl", "reset-failed", "llmuxd.service", check=False)
-    guest.configure({name: model(name) | more for name in MODELS}, top=top)
+    models = {name: model(name) | (more if only in ("", name) else {}) for name in MODELS}
+    guest.configure(models, top=top)
 
 
 def model(name: str) -> dict[str, Any]:
@@ -172,6 +179,16 @@ def huge_pages() -> str:
 def lines(path: str, begin: str) -> list[str]:
     """The lines of a file that begin so."""
     return [line for line in Path(path).read_text().splitlines() if line.startswith(begin)]
+
+
+def disk() -> float:
+    """GiB that are free where podman's images lie."""
+    return shutil.disk_usage("/var/lib/containers").free / 2**30
+
+
+def memory(name: str) -> dict[str, float]:
+    """What is taken of the GPU, and of the host by the model's unit."""
+    return {"vram_MiB": vram(), "ram_GiB": ram(name), "available_GiB": available()}
 
 
 def leave(name: str) -> None:

@@ -11,9 +11,12 @@ from typing import Any
 from llmuxd.ctl import table
 from llmuxd.model.tuning import NEAR
 from tests.bench.goals import Goals
-from tests.bench.share import share
+from tests.bench.share import share, span
 
 Row = dict[str, Any]
+
+# What is said of one moment by two clocks may differ by so many seconds.
+_CLOCKS = 0.05
 
 OPT, QWEN = "facebook/opt-125m", "Qwen/Qwen2.5-3B-Instruct"
 # Of llmuxctl check.
@@ -77,6 +80,8 @@ class Report:
             ]  # fmt: skip
             lines.append((step, what, model, str(len(rows)), ", ".join(_medians(rows))))
         print(table.render(("STEP", "WHAT", "MODEL", "N", "MEDIANS"), lines))
+        self._tell_parts()
+        self._tell_shares()
         for name, step in self._results["steps"].items():
             if step["state"] != "done":
                 print(f"{name}: {step['state']}")
@@ -120,10 +125,12 @@ class Report:
     def _tuned(self, goals: Goals) -> None:
         """What was chosen of each model, against what was measured of it."""
         chosen = [row for row in self.rows if row["what"] == "tuned" and row["result"] == "done"]
-        worst = max(map(self._against_best, chosen), default=None)
+        parks = [row for row in chosen if row["park_sleep by"] == "tuned"]
+        worst = max(map(self._against_best, parks), default=None)
         name = "tune: round trip of the park that was chosen against the fastest"
         _at_most(goals, name, worst, NEAR, "")
-        others = sum(row["image_sleep"] != "2" for row in chosen) if chosen else None
+        images = [row for row in chosen if row["image_sleep by"] == "tuned"]
+        others = sum(row["image_sleep"] != "2" for row in images) if images else None
         _at_most(goals, "tune: images of another level than 2", others, 0, "")
 
     def _against_best(self, chosen: Row) -> float:
@@ -140,14 +147,45 @@ class Report:
     def shares(self) -> list[float]:
         """What was llmuxd's own of each switch, in seconds.
 
-        The time to the first token, without what others took of it, and without an answer of a warm
-        engine.
+        The time to the first token, without what others took of it, without an answer of a warm
+        engine, and without what the policy waits by its own rule.
         """
+        return [_share(row) - _kept(row) - self._warm(row) for row in self._switches()]
+
+    def _switches(self) -> list[Row]:
         return [
-            _share(row) - self._warm(row)
-            for row in self.rows
+            row for row in self.rows
             if row["what"] in SWITCHES and row.get("moves") and "asked" in row
-        ]
+        ]  # fmt: skip
+
+    def _tell_parts(self) -> None:
+        """What each way in and out of a switch was made of."""
+        parts: dict[tuple[str, str, str], list[dict[str, float]]] = {}
+        for row in self.rows:
+            for move in row.get("moves", ()):
+                way = f"{move['direction']}, {move['way']}"
+                key = str(row["what"]), str(move["model"]), way
+                parts.setdefault(key, []).append(move["parts"])
+        lines = [(*key, str(len(found)), _medians(found)) for key, found in parts.items()]
+        header = ("SWITCH", "MODEL", "WAY", "N", "PARTS")
+        print(table.render(header, [(*line[:-1], ", ".join(line[-1])) for line in lines]))
+
+    def _tell_shares(self) -> None:
+        """Of each kind of switch; and what was taken off for the policy's patience."""
+        kinds = {row["what"]: None for row in self._switches()}
+        both = list(zip(self._switches(), self.shares(), strict=True))
+        for kind in kinds:
+            found = [own for row, own in both if row["what"] == kind]
+            print(
+                f"own share, {kind}: {statistics.median(found):.3f} s in the median of"
+                f" {len(found)}, {max(found):.3f} at worst"
+            )
+        for row in self._switches():
+            if _kept(row):
+                print(
+                    f"not in it, {row['what']}, {row['model']}: {_kept(row):.2f} s for which the"
+                    " policy, by what it had learnt before, kept an idle model for its next request"
+                )
 
     def _warm(self, row: Row) -> float:
         return self.median("warm", "first", row["model"]) or 0.0
@@ -160,6 +198,13 @@ class Report:
 def _share(row: Row) -> float:
     asked = float(row["asked"])
     return share(asked, asked + float(row["first"]), row["moves"])
+
+
+def _kept(row: Row) -> float:
+    """Seconds of the policy's patience (patience.py), where the switch did begin no sooner."""
+    due = float(row.get("kept_until", 0.0)) - float(row["asked"])
+    began = min(span(move)[0] for move in row["moves"]) - float(row["asked"])
+    return min(due, began) if 0.0 < due <= began + _CLOCKS else 0.0
 
 
 def _medians(rows: Iterable[Row]) -> list[str]:

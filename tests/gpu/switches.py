@@ -5,12 +5,13 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from llmuxd.config import Tier
 from llmuxd.names import object_path, unit
 from tests.bench.share import moves
 from tests.machine.ring import guest
 from tests.machine.ring.guest import sh
 
-from . import foreign, measure
+from . import foreign, measure, patience
 from .measure import MODELS, ask, configure
 from .plan import Notes
 
@@ -23,25 +24,26 @@ def cold(notes: Notes) -> None:
     guest.stop_everything()
     guest.wipe()
     configure()
-    notes.add("before", vram_MiB=measure.vram(), available_GiB=measure.available())
+    notes.add("before", **_empty(), disk_GiB=measure.disk())
     for name in MODELS:
         told(notes, "cold", name)
-        notes.add(
-            "serving", model=name, vram_MiB=measure.vram(), ram_GiB=measure.ram(name),
-            available_GiB=measure.available(),
-        )  # fmt: skip
+        notes.add("serving", model=name, **measure.memory(name))
         for _ in range(ROUNDS):
             told(notes, "warm", name)
-        _image_out(notes, name)
+        out(notes, "image out", name)
 
 
-def cold_again(name: str, notes: Notes) -> None:
-    """Another first start: vLLM keeps what it compiled in a volume, which is emptied."""
+def cold_again(name: str, times: int, notes: Notes) -> None:
+    """More first starts: vLLM keeps what it compiled in a volume, which is emptied."""
     configure()
-    _stop(name)
-    measure.forget_compiled(name)
-    told(notes, "cold", name)
-    _image_out(notes, name)
+    for other in MODELS:
+        # One that has a dump to write leaves before a cold start begins.
+        measure.leave(other)
+    for _ in range(times):
+        _stop(name)
+        measure.forget_compiled(name)
+        told(notes, "cold", name)
+    out(notes, "image out", name)
 
 
 def cold_compiled(notes: Notes) -> None:
@@ -50,7 +52,7 @@ def cold_compiled(notes: Notes) -> None:
     name = MODELS[0]
     _stop(name)
     told(notes, "cold, compiled before", name)
-    _image_out(notes, name)
+    out(notes, "image out", name)
 
 
 def _stop(name: str) -> None:
@@ -60,14 +62,6 @@ def _stop(name: str) -> None:
     sh("llmuxctl", "stop", name, timeout=240)
 
 
-def _image_out(notes: Notes, name: str) -> None:
-    out = measure.command("llmuxctl", "checkpoint", name)
-    notes.add(
-        "image out", model=name, seconds=out, image_GiB=measure.image_size(name),
-        vram_MiB=measure.vram(),
-    )  # fmt: skip
-
-
 def image(notes: Notes) -> None:
     """From the image on disk to the first completion, several times each; nothing else runs."""
     configure()
@@ -75,8 +69,8 @@ def image(notes: Notes) -> None:
     for _ in range(ROUNDS):
         for name in MODELS:
             told(notes, "image back", name)
-            out = measure.command("llmuxctl", "checkpoint", name)
-            notes.add("image kept, out", model=name, seconds=out, vram_MiB=measure.vram())
+            notes.add("back from its image", model=name, **measure.memory(name))
+            out(notes, "image kept, out", name)
 
 
 def image_switch(notes: Notes) -> None:
@@ -100,7 +94,8 @@ def park(notes: Notes) -> None:
     """The same from memory, and what is left on the GPU while a model waits there."""
     configure(tier="park")
     for name in MODELS:
-        told(notes, "image back", name)
+        # One from its image, the other perhaps from memory, where it went for the first.
+        told(notes, "before", name)
         sh("llmuxctl", "park", name, timeout=120)
     guest.eventually(lambda: states() == ["parked", "parked"], "both are parked", 20)
     notes.add(
@@ -112,8 +107,8 @@ def park(notes: Notes) -> None:
     for _ in range(ROUNDS):
         for name in MODELS:
             told(notes, "parked back", name)
-            out = measure.command("llmuxctl", "park", name)
-            notes.add("park out", model=name, seconds=out, vram_MiB=measure.vram())
+            notes.add("back from memory", model=name, **measure.memory(name))
+            out(notes, "park out", name, "park")
     mismatches = sum("its canary says" in guest.journal(unit(m)) for m in MODELS)
     notes.add("canary", mismatches=mismatches)
 
@@ -127,25 +122,28 @@ def one_by_one(notes: Notes) -> None:
     with foreign.hog(measure.total_vram() / 1024 - 1.5 * measure.VRAM_GIB):
         for tier, rest in (("park", "parked"), ("checkpoint", "checkpointed")):
             # Without `vram` all that no process is seen to hold would pass for the model's own.
-            configure(tier=tier, vram="26GiB")
+            configure(tier=tier, vram=measure.NEED)
             for name in MODELS:
                 ask(name)
             for _ in range(ROUNDS):
                 for name in MODELS:
                     settle(rest)
-                    told(notes, f"one by one, tier {tier}", name)
+                    kept = patience.kept_until(name, Tier(tier))
+                    told(notes, f"one by one, tier {tier}", name, kept_until=kept)
         notes.add("one by one", vram_MiB=measure.vram())
 
 
 def both_fit(notes: Notes) -> None:
     """Where `vram` says that both fit, the new one need not wait for the old one to leave."""
-    ready(notes, tier="park", vram="24GiB")
+    ready(notes, tier="park", vram=measure.NEED)
     for name in MODELS:
         told(notes, "both fit, first", name)
     for _ in range(ROUNDS):
         for name in MODELS:
             told(notes, "both fit", name)
     notes.add("both fit", vram_MiB=measure.vram())
+    for name in MODELS:
+        measure.leave(name)
 
 
 def moment(notes: Notes) -> None:
@@ -191,7 +189,7 @@ def states() -> list[str]:
     return sorted(guest.state(name) for name in MODELS)
 
 
-def told(notes: Notes, what: str, name: str, kind: str = "") -> None:
+def told(notes: Notes, what: str, name: str, kind: str = "", **more: Any) -> None:
     """Ask, and note how long it took, what was said, and what the units took of it.
 
     What is said need be the same only among engines of one `kind`.
@@ -200,12 +198,26 @@ def told(notes: Notes, what: str, name: str, kind: str = "") -> None:
     answer = ask(name)
     notes.add(
         what, model=name, asked=since, first=answer.first, end=answer.end,
-        same=measure.same(name + kind, answer.text), moves=moves(since), text=answer.text,
+        same=measure.same(name + kind, answer.text), moves=moves(since), text=answer.text, **more,
     )  # fmt: skip
+
+
+def out(notes: Notes, what: str, name: str, how: str = "checkpoint") -> None:
+    """Have it leave, and note how long that took, what of it the unit took, and what is left."""
+    since = time.time()
+    seconds = measure.command("llmuxctl", how, name)
+    image = {"image_GiB": measure.image_size(name)} if how == "checkpoint" else {}
+    notes.add(
+        what, model=name, seconds=seconds, moves=moves(since), **image, **measure.memory(name)
+    )
 
 
 def free(notes: Notes) -> None:
     """Nothing on the GPU; every model in its image."""
     for name in MODELS:
         measure.leave(name)
-    notes.add("before", vram_MiB=measure.vram(), available_GiB=measure.available())
+    notes.add("before", **_empty())
+
+
+def _empty() -> dict[str, float]:
+    return {"vram_MiB": measure.vram(), "available_GiB": measure.available()}

@@ -7,25 +7,36 @@ import time
 from typing import Any
 
 from llmuxd.ctl.tuned import FIELDS
+from llmuxd.names import object_path
 from tests.machine.ring.guest import sh
 
 from . import measure
-from .measure import configure
 from .plan import Notes
-from .switches import told
+from .switches import ready, told
 
 
 def tune(name: str, notes: Notes, **more: Any) -> None:
     """Each way to leave and to come back, what was chosen of them, and the text after that.
 
-    With `image_sleep` among these settings it is parked only: each image takes its time.
+    With `image_sleep` among these settings it is parked only, with `park_sleep` images are taken
+    only, and it is started anew after them, with what it has compiled before.
     """
     if not measure.HAS_GPU:
         return
-    configure(**more)
+    for other in measure.MODELS:
+        measure.leave(other)
+    ready(notes, (name,), **more)
     _measure(notes, name)
+    if "image_sleep" not in more:
+        way, seconds = (_property(name, key) for key in ("LastActivation", "LastActivationSeconds"))
+        notes.add(f"started anew, {way}", model=name, seconds=float(seconds))
     told(notes, "image back, tuned", name)
     measure.leave(name)
+
+
+def _property(name: str, key: str) -> str:
+    told = sh("busctl", "get-property", "org.llmux", object_path(name), "org.llmux.Model", key)
+    return told.partition(" ")[2].strip('"')
 
 
 def _measure(notes: Notes, name: str) -> None:

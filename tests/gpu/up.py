@@ -1,7 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""Puts the machine up on this host, from parts; each thing that is done is not done again."""
+"""Puts the machine up on this host, from parts; each thing that is done is not done again.
+
+It boots while vLLM's image is still on its way: its store is a directory that fills meanwhile.
+"""
 
 import shutil
+import sys
 import tarfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,11 +17,15 @@ from tests.machine import cache, cgroup, checkout, host, models, process, store,
 from . import boot, driver, pack, userland
 
 STATE = Path("/var/lib/llmux-gpu")
+IMAGE = STATE / "image"
 RESULTS = "/var/lib/llmux-results"
 # 25 GB of images at a time may be dumped by hand: models are read from memory meanwhile.
 MODELS = Path("/dev/shm/llmux-models")
 MODELS_THERE = "/srv/models"
 CHECKOUT = "usr/src/llmuxd"
+# The packages that are read ahead, in pieces of so many bytes.
+_READ = ("torch", "triton", "nvidia", "transformers", "tokenizers", "numpy")
+_PIECE = 8 << 20
 
 _SETTLE = f"""
 ldconfig
@@ -42,31 +50,38 @@ sysctl -q -p /etc/sysctl.d/llmux.conf
 def up(parts: list[Path]) -> boot.Booted:
     """The machine, booted, with this checkout installed and both models' weights in reach."""
     running = boot.running()
-    if running is not None:
-        return running
-    cgroup.remove(boot.NAME)
-    with_gpu = driver.present()
-    prepare(parts)
+    # Where one half was prepared and the other's parts are missing, this says so.
+    prepare(parts, whole=running is None)
+    return running or _machine(parts, with_gpu=driver.present())
+
+
+def _machine(parts: list[Path], *, with_gpu: bool) -> boot.Booted:
+    """Boot it, with this checkout installed; who comes second waits for the first."""
     root = _root(parts)
-    stores = _images(parts, with_gpu=with_gpu)
-    _files(root, list(stores))
-    for name in ("containers", "results"):
-        (STATE / name).mkdir(exist_ok=True)
-    binds = {
-        "/var/lib/containers": (STATE / "containers", ""),
-        MODELS_THERE: (MODELS, "ro"),
-        RESULTS: (STATE / "results", ""),
-        **{f"{store.THERE}/{name}": (path, "ro") for name, path in stores.items()},
-    }
-    if with_gpu:
-        binds |= driver.install(root)
-        driver.write_cdi(root)
-    with process.step("booting"):
-        booted = boot.boot(root, binds, driver.nodes() if with_gpu else [])
-    install(booted)
-    if with_gpu:
-        booted.shell(_NO_IO_URING)
-    return booted
+    with cache.locked(STATE / ".machine.lock"):
+        running = boot.running()
+        if running is not None:
+            return running
+        cgroup.remove(boot.NAME)
+        stores = _stores(with_gpu=with_gpu)
+        _files(root, list(stores))
+        binds = {
+            "/var/lib/containers": (STATE / "containers", ""),
+            MODELS_THERE: (MODELS, "ro"),
+            RESULTS: (STATE / "results", ""),
+            **{f"{store.THERE}/{name}": (path, "ro") for name, path in stores.items()},
+        }
+        for place, _ in binds.values():
+            place.mkdir(parents=True, exist_ok=True)
+        if with_gpu:
+            binds |= driver.install(root)
+            driver.write_cdi(root)
+        with process.step("booting"):
+            booted = boot.boot(root, binds, driver.nodes() if with_gpu else [])
+        install(booted)
+        if with_gpu:
+            booted.shell(_NO_IO_URING)
+        return booted
 
 
 def install(booted: boot.Booted) -> None:
@@ -79,17 +94,22 @@ def install(booted: boot.Booted) -> None:
         booted.shell(_SETTLE)
 
 
-def prepare(parts: list[Path]) -> None:
-    """The weights, the root and the image, side by side; of these what parts are here for."""
+def prepare(parts: list[Path], *, whole: bool = False) -> None:
+    """The weights, the machine and the image, side by side; of these what parts are here for.
+
+    `whole`: all of them, which fails for parts that are missing.
+    """
     STATE.mkdir(parents=True, exist_ok=True)
     with_gpu = driver.present()
     acts: list[Callable[[], object]] = [
         lambda: _once("models", lambda: _weights(with_gpu=with_gpu))
     ]
-    if pack.is_here("root", parts):
-        acts.append(lambda: _root(parts))
-    if with_gpu and pack.is_here("vllm", parts):
-        acts.append(lambda: _images(parts, with_gpu=True))
+    if with_gpu:
+        acts.append(lambda: _once("read", _read_ahead))
+    if whole or pack.is_here("root", parts):
+        acts.append(lambda: _machine(parts, with_gpu=with_gpu))
+    if with_gpu and (whole or pack.is_here("vllm", parts)):
+        acts.append(lambda: _image(parts))
     with ThreadPoolExecutor(len(acts)) as pool:
         for begun in [pool.submit(act) for act in acts]:
             begun.result()
@@ -110,23 +130,41 @@ def _once(name: str, act: Callable[[], None]) -> None:
             mark.touch()
 
 
-def _images(parts: list[Path], *, with_gpu: bool) -> dict[str, Path]:
+def _stores(*, with_gpu: bool) -> dict[str, Path]:
     """The image stores; without a GPU those of the test machine, for a rehearsal."""
     if not with_gpu:
         entries = store.entries()
         return {name: entries[name].build() for name in ("vllm",)}
-    place = STATE / "image"
-    _once("image", lambda: pack.unpack("vllm", parts, place))
-    _once("userland", lambda: userland.fill(place))
-    return {"vllm-gpu": place}
+    return {"vllm-gpu": IMAGE}
+
+
+def _image(parts: list[Path]) -> None:
+    _once("image", lambda: pack.unpack("vllm", parts, IMAGE))
+    _once("userland", lambda: userland.fill(IMAGE))
+
+
+def _read_ahead() -> None:
+    """The host's PyTorch and CUDA libraries, which the image's are links to, from their disk.
+
+    On a fresh host that took 20 s of the first cold start.
+    """
+    with process.step("reading the host's PyTorch ahead"):
+        found = Path(sys.prefix, "lib").glob("python3*/site-packages/*")
+        for package in [path for path in found if path.name in _READ]:
+            for path in [path for path in package.rglob("*") if path.is_file()]:
+                with path.open("rb", buffering=0) as file:
+                    while file.read(_PIECE):
+                        pass
 
 
 def _weights(*, with_gpu: bool) -> None:
-    shutil.rmtree(MODELS, ignore_errors=True)
+    # Not the directory: the machine may have it already.
+    MODELS.mkdir(exist_ok=True)
+    for left in MODELS.iterdir():
+        shutil.rmtree(left)
     if with_gpu:
         weights.make_full(MODELS)
         return
-    MODELS.mkdir()
     for entry in models.entries().values():
         for model in entry.build().iterdir():
             shutil.copytree(model, MODELS / model.name)

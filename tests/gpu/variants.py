@@ -4,18 +4,20 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from tests.machine.ring.guest import OPT, QWEN, sh
+from tests.machine.ring.guest import QWEN, sh
 
-from . import image, measure
-from .measure import ask, configure
+from . import measure
+from .measure import configure
 from .plan import Notes
-from .switches import ROUNDS, ready, told
+from .switches import ROUNDS, out, ready, told
 
 EAGER = ", eager"
 
 
 def parked_after(sleep: str, notes: Notes) -> None:
     """Qwen parked after this sleep."""
+    # One that runs leaves as it was told when it started.
+    measure.leave(QWEN)
     ready(notes, (QWEN,), tier="park", park_sleep=sleep)
     told(notes, f"image back, then park_sleep {sleep}", QWEN)
     _park(notes, QWEN, f"park_sleep {sleep}")
@@ -29,11 +31,7 @@ def live(image_sleep: str, notes: Notes) -> None:
     ready(notes, (QWEN,), snapshot="live", image_sleep=image_sleep)
     told(notes, "before", QWEN)
     for _ in range(ROUNDS):
-        out = measure.command("llmuxctl", "checkpoint", QWEN)
-        notes.add(
-            f"live, image_sleep {image_sleep}: out", model=QWEN, seconds=out,
-            image_GiB=measure.image_size(QWEN), vram_MiB=measure.vram(),
-        )  # fmt: skip
+        out(notes, f"live, image_sleep {image_sleep}: out", QWEN)
         told(notes, f"live, image_sleep {image_sleep}: back", QWEN)
     measure.leave(QWEN)
 
@@ -60,55 +58,32 @@ def _huge_pages(setting: str) -> Iterator[None]:
         sh("mount", "-o", "remount,ro", "/sys")
 
 
-def eager(notes: Notes) -> None:
-    """opt-125m without CUDA graphs, and with a KV cache that can be dropped alone."""
+def eager(name: str, notes: Notes) -> None:
+    """Without CUDA graphs, in a container that can drop its KV cache alone.
+
+    Once it is parked after level 1: what that pins of the host's memory is to be in no image.
+    """
     if not measure.HAS_GPU:
         return
-    # One that runs does so with its graphs.
-    sh("llmuxctl", "stop", OPT, timeout=120)
-    _eager("2", "pristine")
-    told(notes, "eager: start", OPT, EAGER)
-    _park(notes, OPT, "eager: park_sleep kv", EAGER)
-    _eager_images(notes, "2")
+    for other in measure.MODELS:
+        measure.leave(other)
+    _eager(name, "1")
+    told(notes, "eager: cold", name, EAGER)
+    notes.add("eager: serving", model=name, **measure.memory(name))
+    _park(notes, name, "eager: park_sleep 1", EAGER, times=1)
+    out(notes, "eager: image_sleep kv, out", name)
+    _eager(name, "kv")
+    told(notes, "eager: image_sleep kv, back", name, EAGER)
+    _park(notes, name, "eager: park_sleep kv", EAGER)
+    measure.leave(name)
 
 
-def eager_kv(notes: Notes) -> None:
-    """The same after dropping the KV cache alone, which is in the image then no more."""
-    if not measure.HAS_GPU:
-        return
-    measure.leave(OPT)
-    # These images are taken anew each time: else it would go on with the one from before.
-    _eager("kv", "live")
-    told(notes, "eager: before", OPT, EAGER)
-    _eager_images(notes, "kv")
+def _eager(name: str, park_sleep: str) -> None:
+    args = [*measure.model(name)["args"], "--enforce-eager"]
+    configure(only=name, tier="park", park_sleep=park_sleep, image_sleep="kv", args=args)
 
 
-def _eager(image_sleep: str, snapshot: str) -> None:
-    usual = measure.model(OPT)
-    configure(
-        tier="park", park_sleep="kv", image_sleep=image_sleep, snapshot=snapshot,
-        args=[*usual["args"], "--enforce-eager"],
-        # Its packages are found by the image's own, in place of which llmuxd gives it another.
-        env=usual["env"] | {"PYTHONPATH": f"/{image.SITE}"},
-    )  # fmt: skip
-
-
-def _eager_images(notes: Notes, image_sleep: str) -> None:
-    for _ in range(ROUNDS):
-        out = measure.command("llmuxctl", "checkpoint", OPT)
-        notes.add(
-            f"eager: image_sleep {image_sleep}, out", model=OPT, seconds=out,
-            image_GiB=measure.image_size(OPT),
-        )  # fmt: skip
-        told(notes, f"eager: image_sleep {image_sleep}, back", OPT, EAGER)
-
-
-def _park(notes: Notes, name: str, what: str, kind: str = "") -> None:
-    for _ in range(ROUNDS):
-        out = measure.command("llmuxctl", "park", name)
-        notes.add(
-            f"{what}: out", model=name, seconds=out, vram_MiB=measure.vram(),
-            ram_GiB=measure.ram(name),
-        )  # fmt: skip
+def _park(notes: Notes, name: str, what: str, kind: str = "", times: int = ROUNDS) -> None:
+    for _ in range(times):
+        out(notes, f"{what}: out", name, "park")
         told(notes, f"{what}: back", name, kind)
-    ask(name)

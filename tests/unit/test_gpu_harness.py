@@ -9,9 +9,24 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.gpu import by_hand, driver, fatbin, pack, plan, up, userland
+from llmuxd.config import Tier
+from tests.gpu import (
+    boot,
+    by_hand,
+    driver,
+    fatbin,
+    faults,
+    measure,
+    pack,
+    patience,
+    plan,
+    up,
+    userland,
+)
 from tests.gpu.inside import STEPS
 from tests.gpu.report import GPU_LINES, OPT, QWEN, Report
+from tests.machine import cgroup
+from tests.machine.ring import guest
 
 _PTX, _ELF = 1, 2
 
@@ -139,15 +154,18 @@ def test_no_step_begins_that_has_no_time(played: Path) -> None:
 
 
 def _move(direction: str, begin: float, end: float, **parts: float) -> dict[str, Any]:
-    return {"direction": direction, "ended": end, "seconds": end - begin, "parts": parts}
+    told = {"model": "a", "direction": direction, "way": "some", "parts": parts}
+    return told | {"ended": end, "seconds": end - begin}
+
+
+def _report(*moves: dict[str, Any], first: float = 2.0, **more: float) -> Report:
+    asked = {"what": "parked switch", "model": QWEN, "asked": 100.0, "first": first}
+    rows = [{"what": "warm", "model": QWEN, "first": 0.05}, asked | {"moves": moves} | more]
+    return Report({"host": {}, "steps": {"all": {"state": "done", "rows": rows}}})
 
 
 def _shares(*moves: dict[str, Any], first: float = 2.0) -> list[float]:
-    rows = [
-        {"what": "warm", "model": QWEN, "first": 0.05},
-        {"what": "parked switch", "model": QWEN, "asked": 100.0, "first": first, "moves": moves},
-    ]
-    return Report({"host": {}, "steps": {"all": {"state": "done", "rows": rows}}}).shares()
+    return _report(*moves, first=first).shares()
 
 
 def test_own_share_is_what_the_parts_leave() -> None:
@@ -166,6 +184,62 @@ def test_what_leaves_beside_the_one_that_comes_hides_nothing() -> None:
     # One that leaves first is waited for up to where the other one comes in.
     first = _move("out", 100.1, 100.5, kill=0.1, tidy=0.3)
     assert _shares(first, alone) == [pytest.approx(0.15)]
+
+
+@pytest.mark.parametrize(
+    ("kept_until", "own"),
+    [(100.0, 6.1), (105.97, 0.13), (106.03, 0.1), (109.0, 6.1), (0.0, 6.1)],
+)
+def test_the_policys_patience_is_not_llmuxds_own_but_what_came_after_it_is(
+    kept_until: float, own: float, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nor is what it would have waited by its rule, and did not."""
+    switch = _move("out", 106.0, 106.3, kill=0.3), _move("in", 106.3, 107.9, restore=1.6)
+    report = _report(*switch, first=8.05, kept_until=kept_until)
+    assert report.shares() == [pytest.approx(own)]
+    report.tables()
+    told = capsys.readouterr().out
+    assert ("kept an idle model" in told) is (own < 1.0)
+    assert "parked switch  a      in, some   1  restore 1.6\n" in told
+    assert f"own share, parked switch: {report.shares()[0]:.3f} s in the median of 1" in told
+
+
+@pytest.mark.parametrize(
+    ("come", "kept"),
+    # For three of its gaps, where these are no more than 0.3 of what its switch costs.
+    [(20.0, 50.0 + 6.0), (5.0, 50.0)],
+)
+def test_how_long_the_policy_keeps_an_idle_model_is_known_before(
+    come: float, kept: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learnt = {QWEN: {"restore": [come], "out": [0.5], "gap": [2.0], "resume": [99.0]}}
+    (tmp_path / "costs.json").write_text(json.dumps({"version": 1, "models": learnt}))
+    monkeypatch.setattr(patience, "_LEARNT", tmp_path / "costs.json")
+    monkeypatch.setattr(patience, "_idle_since", lambda _name: 50.0)
+    monkeypatch.setattr(guest, "state", lambda _name: "serving")
+    assert patience.kept_until(OPT, Tier.CHECKPOINT) == pytest.approx(kept)
+    monkeypatch.setattr(guest, "state", lambda _name: "checkpointed")
+    assert patience.kept_until(OPT, Tier.CHECKPOINT) == 0.0
+
+
+def test_a_cold_start_after_a_restore_that_failed_is_told_without_that() -> None:
+    came = _move("in", 100.1, 190.0, look=0.1, restore=0.5, clean=1.5, run=0.3, health=87.5)
+    left = _move("out", 100.1, 101.0, kill=0.9)
+    row = {"first": 90.0, "end": 90.1, "moves": [left, came]}
+    assert faults._without_the_try(row) == {"first": 88.0, "end": pytest.approx(88.1), "tried": 2.0}
+
+
+def test_settings_may_be_of_one_model_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[dict[str, Any]] = []
+    monkeypatch.setattr(measure, "sh", lambda *_argv, **_how: "")
+    monkeypatch.setattr(measure, "model", lambda name: {"args": [name]})
+    monkeypatch.setattr(guest, "configure", lambda models, **_top: told.append(models))
+    measure.configure(only=QWEN, tier="park")
+    measure.configure(tier="park")
+    assert told == [
+        {QWEN: {"args": [QWEN], "tier": "park"}, OPT: {"args": [OPT]}},
+        {QWEN: {"args": [QWEN], "tier": "park"}, OPT: {"args": [OPT], "tier": "park"}},
+    ]
 
 
 def test_goals_are_told_from_what_was_measured(capsys: pytest.CaptureFixture[str]) -> None:
@@ -198,7 +272,8 @@ def _way(value: str, out: float, back: float, failed: str = "") -> dict[str, Any
 
 def _tuned(park: str, image: str, *ways: dict[str, Any]) -> dict[str, Any]:
     told = {"what": "tuned", "model": QWEN, "result": "done"}
-    rows = [*ways, told | {"park_sleep": park, "image_sleep": image}]
+    why = {"park_sleep by": "tuned", "image_sleep by": "tuned"}
+    rows = [*ways, told | {"park_sleep": park, "image_sleep": image} | why]
     return {"host": {}, "steps": {"tune": {"state": "done", "rows": rows}}}
 
 
@@ -263,10 +338,52 @@ def test_what_a_part_is_here_for_is_prepared_and_no_more(
     monkeypatch.setattr(pack, "unpack", lambda name, _parts, _target: done.append(name))
     monkeypatch.setattr(userland, "fill", lambda _store: done.append("userland"))
     monkeypatch.setattr(up, "_weights", lambda *, with_gpu: done.append(f"weights {with_gpu}"))
+    monkeypatch.setattr(up, "_read_ahead", lambda: done.append("read"))
+    machine = boot.Booted(1)
+
+    def come_up(_parts: list[Path], *, with_gpu: bool) -> boot.Booted:
+        assert with_gpu
+        done.append("up")
+        return machine
+
+    monkeypatch.setattr(up, "_machine", come_up)
+    monkeypatch.setattr(boot, "running", lambda: None)
     (tmp_path / "vllm.tar.xz.00").touch()
 
     up.prepare([tmp_path])
-    assert sorted(done) == ["userland", "vllm", "weights True"]
+    assert sorted(done) == ["read", "userland", "vllm", "weights True"]
     (tmp_path / "root.tar.xz.00").touch()
+    done.clear()
     up.prepare([tmp_path])
-    assert sorted(done) == ["root", "userland", "vllm", "weights True"]
+    assert done == ["up"]
+    assert up.up([tmp_path]) is machine
+
+
+def test_a_machine_boots_before_its_image_is_there_and_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    booted: list[dict[str, tuple[Path, str]]] = []
+    monkeypatch.setattr(up, "STATE", tmp_path)
+    monkeypatch.setattr(up, "IMAGE", tmp_path / "image")
+    monkeypatch.setattr(up, "MODELS", tmp_path / "models")
+    monkeypatch.setattr(pack, "unpack", lambda _name, _parts, target: target.mkdir())
+    monkeypatch.setattr(up, "_files", lambda _root, _stores: None)
+    monkeypatch.setattr(cgroup, "remove", lambda _name: None)
+    monkeypatch.setattr(driver, "install", lambda _root: {})
+    monkeypatch.setattr(driver, "write_cdi", lambda _root: None)
+    monkeypatch.setattr(driver, "nodes", lambda: [])
+    monkeypatch.setattr(boot, "running", lambda: boot.Booted(1) if booted else None)
+
+    def begin(_root: Path, binds: dict[str, tuple[Path, str]], _nodes: list[str]) -> boot.Booted:
+        assert all(place.is_dir() for place, _ in binds.values())
+        booted.append(binds)
+        return boot.Booted(1)
+
+    monkeypatch.setattr(boot, "boot", begin)
+    monkeypatch.setattr(up, "install", lambda _booted: None)
+    monkeypatch.setattr(boot.Booted, "shell", lambda _self, _script: "")
+    for _ in range(2):
+        assert up._machine([tmp_path], with_gpu=True).leader == 1
+    (binds,) = booted
+    assert binds["/srv/models"] == (tmp_path / "models", "ro")
+    assert (tmp_path / "image", "ro") in binds.values()
