@@ -20,6 +20,7 @@ from collections.abc import Callable
 
 from . import cgroup
 from .activation import socket_path
+from .handing import DONE
 
 log = logging.getLogger("llmux-model")
 
@@ -120,11 +121,12 @@ def _who(asking: socket.socket) -> int:
 
 
 def _act(asking: socket.socket, verb: str, act: Act) -> None:
-    """The child: nothing of it may return to the loop."""
+    """The child: nothing of it may return to the loop. Its status is 0 where it did as asked."""
     status = 1
     try:
-        asking.sendall(f"{act(verb)}\n".encode())
-        status = 0
+        answer = act(verb)
+        asking.sendall(f"{answer}\n".encode())
+        status = 0 if answer == DONE else 1
     except Exception:
         log.exception("%s: a bug", verb)
     finally:

@@ -81,6 +81,16 @@ class Stayed:
                 return
             await asyncio.sleep(0.01)
 
+    async def open(self) -> int:
+        """How many descriptors it has while it waits to be asked."""
+        # Who asks nothing hears no more than that it is done with all who asked before.
+        reader, writer = await asyncio.open_unix_connection(socket_path("a"))
+        writer.write_eof()
+        assert await reader.read() == b""
+        writer.close()
+        await writer.wait_closed()
+        return len(os.listdir(f"/proc/{self.process.pid}/fd"))
+
     def did(self) -> list[tuple[str, int]]:
         """Each verb, and the process that carried it out."""
         lines = self.log.read_text().splitlines() if self.log.exists() else []
@@ -155,6 +165,18 @@ async def test_a_stop_that_was_not_begun_is_for_the_whole_program(stayed: Stayed
     stayed.log.with_name("full").touch()
     assert await asyncio.to_thread(handing.hand_over, "a") is None
     assert stayed.did() == []
+
+
+async def test_a_stop_that_is_for_the_whole_program_leaves_nothing_open(
+    stayed: Stayed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What stays open tells of the helper's end, and it goes on."""
+    await stayed.listens()
+    monkeypatch.setattr(handing, "__version__", "0.0.1")
+    before = await stayed.open()
+    for _ in range(3):
+        assert await asyncio.to_thread(handing.hand_over, "a") is None
+    assert await stayed.open() == before
 
 
 async def test_a_stop_that_dies_in_the_middle_is_not_begun_anew(stayed: Stayed) -> None:
