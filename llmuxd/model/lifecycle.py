@@ -181,7 +181,8 @@ class Lifecycle(Attending):
         if order.leave is Leave.CHECKPOINT and activation is not None and activation.checkpoint:
             kept = self._leave_image(facts, activation, order, watch)
         elif order.leave is Leave.END and activation is not None:
-            kept = self._leave_older(facts, activation, watch)
+            why = "no checkpoint is written, as memory is short and others have its GPU"
+            kept = self._leave_older(facts, activation, watch, why, Event.MEMORY_SHORT)
         if kept:
             mark_kept(self._model.name)
         else:
@@ -222,14 +223,16 @@ class Lifecycle(Attending):
         """End what does not come back, to its live image from before; False where it has none."""
         if activation.snapshot is not Snapshot.LIVE:
             return False
-        return self._leave_older(facts, activation, watch)
+        return self._leave_older(facts, activation, watch, "it did not wake", Event.WAKE_FAILED)
 
-    def _leave_older(self, facts: Facts, activation: Activation, watch: Stopwatch) -> bool:
+    def _leave_older(
+        self, facts: Facts, activation: Activation, watch: Stopwatch, why: str, event: Event
+    ) -> bool:
         """End the model with the image that it has from before; False where it has none."""
         if not imaging.is_whole(facts, activation):
             return False
-        log.warning("it goes back to what it was at its last checkpoint",
-                    extra=about(Event.WAKE_FAILED))  # fmt: skip
+        log.warning("%s: it goes back to what it was at its last checkpoint", why,
+                    extra=about(event, phase="leaving"))  # fmt: skip
         parking.thaw(activation)
         self._halt(watch)
         mark_used(self._model.name)

@@ -13,6 +13,7 @@ import pytest
 
 from llmuxd import __version__, files
 from llmuxd.config import ModelConfig, Snapshot
+from llmuxd.events import Event
 from llmuxd.model import attending, cgroup, imaging, lifecycle, parking
 from llmuxd.model.activation import (
     Activation,
@@ -77,6 +78,12 @@ def _has_image(directory: Path, container: str = "c1") -> Checkpoint:
     return record
 
 
+def _events(caplog: pytest.LogCaptureFixture) -> list[Event]:
+    """What was told that has an entry in the catalog."""
+    told = [getattr(record, "journal", {}).get("MESSAGE_ID") for record in caplog.records]
+    return [Event(each) for each in told if each]
+
+
 @pytest.mark.usefixtures("full")
 def test_a_parked_model_whose_gpu_is_taken_keeps_the_image_before(
     did: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -85,6 +92,7 @@ def test_a_parked_model_whose_gpu_is_taken_keeps_the_image_before(
     Lifecycle(MODEL).stop()
     assert did == ["halt"] and was_kept("a")
     assert Checkpoint.load("a") == record
+    assert _events(caplog) == [Event.WAKE_FAILED] * 2
     assert "no checkpoint is written, for that needs its GPU: GPU 0 has 0.0 GB" in caplog.text
     Lifecycle(MODEL).clean_up()
     assert did == ["halt"] and noted_place("a") is None
@@ -99,11 +107,15 @@ def test_without_one_it_is_just_ended(did: list[str], tmp_path: Path, image: str
     assert did == ["stop"] and not was_kept("a")
 
 
-def test_to_end_takes_nothing_that_is_on_disk(did: list[str], tmp_path: Path) -> None:
+def test_to_end_takes_nothing_that_is_on_disk(
+    did: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     record = _has_image(tmp_path / "checkpoint")
     order_leave("a", Leave.END)
     Lifecycle(MODEL).stop()
     assert did == ["halt"] and Checkpoint.load("a") == record
+    assert _events(caplog) == [Event.MEMORY_SHORT]
+    assert "as memory is short and others have its GPU: it goes back" in caplog.text
     order_leave("a", Leave.STOP)
     Lifecycle(MODEL).stop()
     told = Checkpoint.load("a")
