@@ -221,33 +221,39 @@ def _here(facts: Facts, activation: Activation) -> identity.Identity:
 def _let_go(activation: Activation, before: Checkpoint | None, trial: bool) -> vllm.Nap:
     """Have the engine let go of what the image need not hold; how it did.
 
-    The dump brings what it keeps on its GPUs into memory: a trial that is too much for that ends
-    here, with NoRoom.
+    The dump brings what it keeps on its GPUs into memory: what is too much for that ends here, with
+    NoRoom. The kernel would kill for it, and often another process than these.
     """
     if trial and activation.image_sleep in vllm.TO_MEMORY:
-        _check_memory(activation)
+        _check_memory(activation, trial)
+    nap = _nap(activation, before, trial)
+    try:
+        vllm.let_go(activation.port, nap)
+    except WrongAnswer as error:
+        raise SleptBadly(f"the engine does not let go: {error}") from None
+    if activation.devices:
+        _check_memory(activation, trial)
+    return nap
+
+
+def _nap(activation: Activation, before: Checkpoint | None, trial: bool) -> vllm.Nap:
     if before is not None and before.slept_badly and not trial:
         log.warning("its last image did not come back from its sleep: this one holds everything")
         return vllm.Nap()
     nap = vllm.nap(activation.port, activation.image_sleep)
     if activation.image_sleep is not Sleep.OFF and not nap.out:
         log.warning("vLLM's sleep mode is off: the image will hold its KV cache and weights")
-    try:
-        vllm.let_go(activation.port, nap)
-    except WrongAnswer as error:
-        raise SleptBadly(f"the engine does not let go: {error}") from None
-    if trial and activation.devices:
-        _check_memory(activation)
     return nap
 
 
-def _check_memory(activation: Activation) -> None:
+def _check_memory(activation: Activation, trial: bool) -> None:
     """NoRoom where what the model holds of its GPUs is too much for the host's memory."""
     # It brings CUDA along, which a start does without.
     from . import vram
 
+    check = vram.check_trial if trial else vram.check_dump
     try:
-        vram.check_trial(parking.processes(activation))
+        check(parking.processes(activation))
     except vram.TooMuch as error:
         raise NoRoom(str(error)) from None
 

@@ -28,8 +28,12 @@ def check(pids: Collection[int]) -> None:
 
     Where it is not measured, or the driver does not tell whose it is, there is nothing to go by.
     """
-    reading = _measured()
-    _compare(0 if reading is None else _seen(reading, pids))
+    _compare(_known(pids), memory.spare())
+
+
+def check_dump(pids: Collection[int]) -> None:
+    """The same before a dump: that is over soon, and the reserve is there for it."""
+    _compare(_known(pids), memory.available())
 
 
 def check_trial(pids: Iterable[int]) -> None:
@@ -50,11 +54,15 @@ def check_trial(pids: Iterable[int]) -> None:
         raise TooMuch("what it holds of GPU memory is not known: llmux-gpus.service does not say")
     told = {h.pid for each in reading.gpus for h in each.holders if h.bytes is not None}
     hidden = sum(each.hidden for each in reading.gpus) if found.keys() - told else 0
-    _compare(_seen(reading, found) + hidden)
+    _compare(_seen(reading, found) + hidden, memory.spare())
 
 
-def _compare(held: int) -> None:
-    spare = memory.spare()
+def _known(pids: Collection[int]) -> int:
+    reading = _measured()
+    return 0 if reading is None else _seen(reading, pids)
+
+
+def _compare(held: int, spare: int) -> None:
     if held > spare:
         raise TooMuch(f"it holds {held / 1e9:.1f} GB of GPU memory, and the host has"
                       f" {spare / 1e9:.1f} GB to spare")  # fmt: skip

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from llmuxd import memory
 from llmuxd.config import ModelConfig, Sleep
+from llmuxd.meter.reading import GpuMemory, Holder, Reading
 from llmuxd.model import (
     canary,
     cgroup,
@@ -19,6 +21,7 @@ from llmuxd.model import (
     keeping,
     parking,
     vllm,
+    vram,
 )
 from llmuxd.model.activation import RELEASED, Activation
 from llmuxd.model.checkpoint import SHM, Checkpoint
@@ -271,6 +274,41 @@ def test_a_measurement_that_the_memory_has_no_room_for_is_not_dumped(
     # By level 1 the weights come into memory at once.
     assert len(asked) == (1 if sleep is Sleep.LEVEL_1 else 2)
     assert dump(container, "third", run) is Written.NEW
+
+
+@pytest.mark.parametrize("sleep", [Sleep.LEVEL_2, Sleep.OFF])
+def test_what_is_more_than_the_host_has_memory_for_is_not_dumped(
+    container: FakeContainer,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    sleep: Sleep,
+) -> None:
+    """Where its engine lets go of enough, it is."""
+    held = {Sleep.OFF: 30 << 30, Sleep.LEVEL_2: 1 << 30}
+    holds = 0
+
+    def let_go(port: int, nap: vllm.Nap) -> None:
+        nonlocal holds
+        holds = held[sleep]
+
+    def measured() -> Reading:
+        holders = Holder(12, "vllm", "a", holds), Holder(13, "vllm", "b", 40 << 30)
+        return Reading(0.0, (GpuMemory(0, "H100", 80 << 30, 80 << 30, holders),))
+
+    monkeypatch.setattr(memory, "available", lambda: 29 << 30)
+    monkeypatch.setattr(vram, "_measured", measured)
+    monkeypatch.setattr(parking, "processes", lambda _: [11, 12])
+    monkeypatch.setattr(vllm, "nap", lambda port, how: vllm.Nap(("x",) * (how is not Sleep.OFF)))
+    monkeypatch.setattr(vllm, "let_go", let_go)
+    run = replace(RUN, devices=("nvidia.com/gpu=0",), image_sleep=sleep)
+    dump(container, "first")
+    holds = 30 << 30
+    kept = Written.NEW if sleep is Sleep.LEVEL_2 else Written.OLD
+    assert dump(container, "second", run) is kept
+    assert texts(container) == image("second" if kept is Written.NEW else "first")
+    assert imaging.is_whole(container.facts, run)
+    told = "it holds 32.2 GB of GPU memory, and the host has 31.1 GB to spare"
+    assert (told in caplog.text) is (kept is Written.OLD)
 
 
 @pytest.fixture
