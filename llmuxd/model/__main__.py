@@ -151,7 +151,7 @@ def _run(verb: str, attending: Attending, path: Path | None) -> int:
         _tell_failure(verb, attending, error, str(error))
         return 1
     except OSError as error:
-        missing = shortage.of(str(error), gpu=False)
+        missing = shortage.of(str(error))
         if not missing:
             raise
         _tell_failure(verb, attending, error, f"{error.strerror}: {missing}")

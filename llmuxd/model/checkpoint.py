@@ -32,10 +32,12 @@ class Checkpoint:
     when the image was taken; empty where it was not asked. `back` are the requests that wake an
     engine which sleeps in the image (vllm.py), whatever is let go of by now, and `sleep` is what
     that was then, None where an earlier release wrote it; `slept_badly`: it did not fall asleep, or
-    woke up as another; `overslept`: this image, or the one before it, did not wake up. `live`: it
-    holds what the server has come to since its start, as no other image does. `trial`: it was taken
-    to be measured; it may be restored, but the next leaving takes another. `directory` is podman's;
-    `place` is where that leads to (place.py), empty where it is none such. `invalid` says why it
+    woke up as another; `overslept`: this image, or the one before it, did not wake up. `starved`:
+    so many times in a row its GPU had not the memory for it, from the Unix time `starved_since` on,
+    and nobody could tell whether others had that. `live`: it holds what the server has come to
+    since its start, as no other image does. `trial`: it was taken to be measured; it may be
+    restored, but the next leaving takes another. `directory` is podman's; `place` is where that
+    leads to (place.py), empty where it is none such. `invalid` says why it
     must not be restored; empty for a good one.
     """
 
@@ -55,6 +57,8 @@ class Checkpoint:
     sleep: Sleep | None = None
     slept_badly: bool = False
     overslept: bool = False
+    starved: int = 0
+    starved_since: float = 0.0
     live: bool = False
     trial: bool = False
     place: str = ""
@@ -136,6 +140,8 @@ class Checkpoint:
                 sleep=Sleep(str(raw["sleep"])) if raw.get("sleep") else None,
                 slept_badly=bool(raw.get("slept_badly")),
                 overslept=bool(raw.get("overslept")),
+                starved=int(str(raw.get("starved", 0))),
+                starved_since=float(str(raw.get("starved_since", 0.0))),
                 live=bool(raw.get("live")),
                 trial=bool(raw.get("trial")),
                 place=str(raw.get("place", "")),

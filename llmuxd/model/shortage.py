@@ -2,7 +2,7 @@
 """What the host was short of when a model did not come back: no fault of its image, which stays."""
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 # A disk with less is full: podman writes its database, CRIU its log.
@@ -13,15 +13,15 @@ _DISK = ("no space left on device", "disk quota exceeded", "database or disk is 
 _HOST = ("cannot allocate memory", "enomem", "oom-kill")
 
 
-def of(said: str, *, gpu: bool) -> str:
+def of(said: str, *, gpu: Callable[[], bool] = lambda: False) -> str:
     """What was missing by what was said, and what to do about it; empty where nothing was.
 
-    `gpu`: the model is on one that others are on too, and `out of memory` is said of that.
+    `gpu` is asked where `out of memory` is said: whether others are on the model's GPU too.
     """
     words = said.lower()
     if any(each in words for each in _DISK):
         return "a disk is full: make room on it"
-    if gpu and "out of memory" in words.replace("_", " "):
+    if "out of memory" in words.replace("_", " ") and gpu():
         return "its GPU's memory is full: end what else holds it, 'nvidia-smi' shows who"
     if any(each in words for each in _HOST):
         return "the host's memory is full: end what else takes it"

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Bringing a model up: a restore of its image where it has one, else a cold start."""
 
+import contextlib
 import importlib
 import logging
 import time
@@ -22,6 +23,11 @@ from .process import CommandFailed
 from .server import WrongAnswer
 
 log = logging.getLogger("llmux-model")
+
+# Where nobody can tell who fills its GPU an image has failed so often, and for so many seconds,
+# before it is taken for one that never fits. ollama, say, leaves a GPU after 5 minutes.
+STARVED_TIMES = 3
+STARVED_FOR = 600.0
 
 
 class StartFailed(Exception):
@@ -108,7 +114,7 @@ class Start:
                 self._container.restore(self._model.restore_timeout)
         except (CommandFailed, OSError) as error:
             disks = Path(record.directory).parent, files.runtime_root()
-            self._blame_host(str(error), begin, shortage.of_disks(disks))
+            self._blame_host(record, str(error), begin, shortage.of_disks(disks))
             # Where podman does not work at all it is not the image's fault, and this raises too.
             self._container.image_id()
             raise self._not_restored(record, str(error)) from None
@@ -119,13 +125,13 @@ class Start:
         try:
             running = self._wait_healthy(record.port, self._model.restore_timeout)
         except (CommandFailed, OSError, engine.EngineDied, engine.EngineTimeout) as error:
-            self._blame_host(str(error), begin)
+            self._blame_host(record, str(error), begin)
             raise self._not_restored(record, str(error)) from None
         try:
             with self._watch.part("wake"):
                 vllm.take_up(record.port, record.back)
         except WrongAnswer as error:
-            self._blame_host(str(error), begin)
+            self._blame_host(record, str(error), begin)
             # Somebody else may fill the GPU just now. Twice in a row it is the sleep's fault.
             if not record.trial:
                 record = replace(record, slept_badly=record.overslept, overslept=True)
@@ -134,14 +140,14 @@ class Start:
             with self._watch.part("canary"):
                 self._check_canary(record)
         except WrongAnswer as error:
-            self._blame_host(str(error), begin)
+            self._blame_host(record, str(error), begin)
             # Perhaps it would have, had it not slept.
             record = replace(record, slept_badly=bool(record.back) and not record.trial)
             raise self._not_restored(record, str(error)) from None
         with self._watch.part("image"):
             _check_image(record, image)
-        if record.overslept:
-            replace(record, overslept=False).save()
+        if record.overslept or record.starved:
+            replace(record, overslept=False, starved=0, starved_since=0.0).save()
         return replace(running, identity=record.identity)
 
     def _usable(self) -> Checkpoint:
@@ -172,16 +178,10 @@ class Start:
         cgroup.kill_others()
         return CannotRestore(reason)
 
-    def _blame_host(self, why: str, begin: float, missing: str = "") -> None:
+    def _blame_host(self, record: Checkpoint, why: str, begin: float, missing: str = "") -> None:
         """ShortOf where the host lacked what the restore, begun at that Unix time, took."""
-        gpu = bool(self._model.device_names)
         told = f"{why}\n{self._container.said_since(begin)}"
-        # What takes more than a whole GPU comes back at no time.
-        if gpu:
-            from . import vram
-
-            gpu = vram.is_shared(self._model.gpus, self._model.name)
-        missing = shortage.of(told, gpu=gpu) or missing
+        missing = shortage.of(told, gpu=lambda: self._others_fill_gpu(record)) or missing
         if not missing:
             return
         reason = f"the restore failed: {why}: {missing}; its checkpoint is kept until then"
@@ -192,6 +192,21 @@ class Start:
             # As the disk is full, perhaps; its next start does it.
             log.warning("what is left of it cannot be ended: %s", error)
         raise ShortOf(reason)
+
+    def _others_fill_gpu(self, record: Checkpoint) -> bool:
+        """Whether that may be why its GPU is full: what takes more than a whole one never fits."""
+        if not self._model.device_names:
+            return False
+        from . import vram
+
+        shared = vram.is_shared(self._model.gpus, self._model.name)
+        if shared is not None:
+            return shared
+        now = time.time()
+        starved, since = record.starved + 1, record.starved_since or now
+        with contextlib.suppress(OSError):
+            replace(record, starved=starved, starved_since=since).save()
+        return starved < STARVED_TIMES or now - since < STARVED_FOR
 
     def _check_canary(self, record: Checkpoint) -> None:
         """Ask what was asked when the image was taken; WrongAnswer where it says something else."""

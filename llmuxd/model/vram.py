@@ -17,6 +17,9 @@ from . import gpu
 LIMIT = 2.0
 # So many of those who hold a GPU's memory are named.
 NAMED = 3
+# Bytes that a GPU may lack and it is tried all the same: the driver keeps 4 MiB for each process
+# that is off its GPU (H100, 580.159), and whether the last of it is there it knows best.
+SLACK = 64 << 20
 
 
 class TooMuch(Exception):
@@ -92,10 +95,12 @@ def why_no_room(needed: Mapping[int, int]) -> str:
     return ""
 
 
-def is_shared(numbers: Collection[int], model: str) -> bool:
-    """Whether others than the model hold memory of these GPUs; True where it is not measured."""
+def is_shared(numbers: Collection[int], model: str) -> bool | None:
+    """Whether others than the model hold memory of these GPUs; None where it is not measured."""
     gpus = [each for each in _gpus() if each.number in numbers]
-    return not gpus or any(each.used > each.held.get(model, 0) for each in gpus)
+    if not gpus:
+        return None
+    return any(each.used - each.held.get(model, 0) > SLACK for each in gpus)
 
 
 def _holders(full: GpuMemory) -> str:

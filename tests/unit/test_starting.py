@@ -3,6 +3,7 @@
 
 import shutil
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,8 @@ from types import SimpleNamespace
 import pytest
 
 from llmuxd.config import ModelConfig
-from llmuxd.model import cgroup, engine, identity, port, vllm, vram
+from llmuxd.meter.reading import GpuMemory, Holder, Reading
+from llmuxd.model import cgroup, engine, identity, port, starting, vllm, vram
 from llmuxd.model.checkpoint import Checkpoint, manifest
 from llmuxd.model.container import Container
 from llmuxd.model.meanwhile import Asked
@@ -181,6 +183,47 @@ def test_a_gpu_that_others_have_filled_costs_no_checkpoint(
     record = Checkpoint.load(MODEL.name)
     assert record is not None and record.valid is shared
     assert record.slept_badly is (where == "wake" and not shared)
+
+
+@pytest.mark.parametrize(("other", "shared"), [(4 << 20, False), (4 << 30, True)])
+def test_what_the_driver_keeps_of_parked_models_is_no_share_of_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, other: int, shared: bool
+) -> None:
+    holders = Holder(12, "vllm", "a", 8 << 30), Holder(13, "vllm", "b", other)
+    seen = Reading(0.0, (GpuMemory(0, "H100", 80 << 30, (8 << 30) + other, holders),))
+    monkeypatch.setattr(vram, "_measured", lambda: seen)
+    assert vram.is_shared((0,), "a") is shared
+    assert vram.is_shared((1,), "a") is None
+
+
+@pytest.mark.usefixtures("checkpointed", "ends")
+def test_what_never_fits_is_not_tried_for_ever_where_nobody_measures(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is tried for as long as a program may need to leave the GPU, however often that is."""
+    model = replace(MODEL, devices=("/dev/gpu",))
+    monkeypatch.setattr(identity, "here", lambda *_: an_identity(model))
+    _sleeping(overslept=False, here=an_identity(model))
+    _take_up(monkeypatch, WrongAnswer("it refuses /wake_up with status 500"))
+    begin = time.time()
+
+    def fails(after: float, how: type[Exception]) -> None:
+        podman = Podman("i1")
+        podman.said = "RuntimeError: CUDA Error: out of memory at /csrc/cumem_allocator.cpp:62"
+        monkeypatch.setattr(starting, "time", SimpleNamespace(time=lambda: begin + after))
+        with pytest.raises(how):
+            _restore(podman, model=model)
+
+    for after in (0.0, 1.0, 11.0, 590.0):
+        fails(after, ShortOf)
+    with monkeypatch.context() as patched:
+        _take_up(patched, None)
+        _restore(Podman("i"), model=model)
+    fails(601.0, ShortOf)
+    fails(1300.0, ShortOf)
+    fails(1301.0, CannotRestore)
+    record = Checkpoint.load(MODEL.name)
+    assert record is not None and "refuses /wake_up" in record.invalid
 
 
 def _dies(*_: object) -> None:
