@@ -293,7 +293,7 @@ class Lifecycle(Attending):
     def _awake(self, activation: Activation, watch: Stopwatch) -> bool:
         """Have it back from memory: the image of one that is parked has not been seen to work."""
         try:
-            parking.wake(activation, watch, leaves=True)
+            parking.wake(activation, watch)
             return True
         except parking.CannotWake as error:
             log.error("no checkpoint is written, for that needs its GPU: %s", error,

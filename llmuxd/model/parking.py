@@ -108,16 +108,18 @@ def park(activation: Activation, watch: Stopwatch, trial: bool = False) -> None:
     log.info("parked", extra=about(Event.MODEL_PARKED, phase="park"))
 
 
-def wake(activation: Activation, watch: Stopwatch, *, leaves: bool = False) -> bool:
+def wake(activation: Activation, watch: Stopwatch) -> bool:
     """The reverse of `park`, and the proof that it is one; False where it was not parked.
 
-    `leaves`: it comes back for no more than a dump, and takes no GPU from anybody for that.
+    NoPlace where others have its GPU: it is not touched then. An engine that has no memory for the
+    rest of itself once it has begun to wake is lost: vLLM can neither go on from there nor sleep
+    again.
     """
     parked = Parked.load(activation.model)
     if parked is None:
         return False
-    if leaves and parked.whole and parked.vram:
-        _require_place(parked)
+    if parked.whole and parked.vram:
+        _require_place(activation, parked)
     # From here on it may hold its GPU again, however far it comes.
     replace(parked, whole=False).save(activation.model)
     with watch.part("thaw"):
@@ -206,23 +208,27 @@ def _leave_gpu(activation: Activation, answer: str, watch: Stopwatch, trial: boo
 
 
 def _return_to_gpu(activation: Activation, parked: Parked, watch: Stopwatch) -> None:
-    from . import gpu
+    from . import gpu, vram
 
     try:
         with watch.part("resume"):
             _resume(activation, parked)
         with watch.part("wake"):
             vllm.take_up(activation.port, parked.back)
-    except (gpu.NoDriver, gpu.NotDone, WrongAnswer) as error:
+    except (gpu.NoDriver, gpu.NotDone) as error:
         raise CannotWake(f"it does not come back: {error}") from None
+    except WrongAnswer as error:
+        who = vram.why_no_room(parked.vram, processes(activation))
+        told = f"{error}: its GPU's memory is full: {who}" if who else str(error)
+        raise CannotWake(f"it does not come back: {told}") from None
 
 
-def _require_place(parked: Parked) -> None:
+def _require_place(activation: Activation, parked: Parked) -> None:
     from . import vram
 
-    why = vram.why_no_room(parked.vram)
+    why = vram.why_no_room_soon(parked.vram, processes(activation))
     if why:
-        raise NoPlace(why)
+        raise NoPlace(f"its GPU's memory is full: {why}")
 
 
 def _resume(activation: Activation, parked: Parked) -> None:
@@ -240,7 +246,7 @@ def _resume(activation: Activation, parked: Parked) -> None:
         except freezer.NotFrozen:
             raise error from None
         parked.save(activation.model)
-        who = vram.why_no_room(parked.vram)
+        who = vram.why_no_room(parked.vram, processes(activation))
         raise NoPlace(f"its GPU's memory is full: {who or error}") from None
 
 

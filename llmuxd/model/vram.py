@@ -7,6 +7,7 @@ back it takes what is free on the GPUs, which somebody else may be about to take
 """
 
 import socket
+import time
 from collections.abc import Collection, Iterable, Mapping
 
 from .. import memory
@@ -20,6 +21,10 @@ NAMED = 3
 # Bytes that a GPU may lack and it is tried all the same: the driver keeps 4 MiB for each process
 # that is off its GPU (H100, 580.159), and whether the last of it is there it knows best.
 SLACK = 64 << 20
+# Seconds for which memory is looked for again, and between two looks: whose processes have ended
+# just now may be told to have it for a moment still.
+SETTLE = 0.5
+LOOK_AGAIN = 0.05
 
 
 class TooMuch(Exception):
@@ -80,19 +85,29 @@ def held(pids: Collection[int]) -> dict[int, int]:
     return {number: size for number, size in sizes.items() if size}
 
 
-def why_no_room(needed: Mapping[int, int]) -> str:
+def why_no_room(needed: Mapping[int, int], pids: Collection[int] = ()) -> str:
     """Which GPU, by its number, has not so many bytes free, and who holds it; empty where all have.
 
-    So it is, too, where nothing is measured, or nothing is known to be needed.
+    So it is, too, where nothing is measured, or nothing is known to be needed. What `pids` hold
+    already is a part of it.
     """
     for each in _gpus() if needed else ():
+        own = sum(holder.bytes or 0 for holder in each.holders if holder.pid in pids)
         wanted, free = needed.get(each.number, 0), each.total - each.used
-        if wanted > free:
+        if wanted > free + own + SLACK:
             return (
                 f"GPU {each.number} has {max(free, 0) / 1e9:.1f} GB free, and it takes"
                 f" {wanted / 1e9:.1f} GB: {_holders(each)}"
             )
     return ""
+
+
+def why_no_room_soon(needed: Mapping[int, int], pids: Collection[int]) -> str:
+    """The same, of the moment after: where there is room now, it says so at once."""
+    end = time.monotonic() + SETTLE
+    while (why := why_no_room(needed, pids)) and time.monotonic() < end:
+        time.sleep(LOOK_AGAIN)
+    return why
 
 
 def is_shared(numbers: Collection[int], model: str) -> bool | None:

@@ -63,8 +63,7 @@ def _is_whole(facts: Facts, run: Activation) -> bool:
 def full(monkeypatch: pytest.MonkeyPatch) -> None:
     """Others have its GPU."""
 
-    def wake(*_: object, leaves: bool = False) -> bool:
-        assert leaves
+    def wake(*_: object) -> bool:
         raise NoPlace("GPU 0 has 0.0 GB free, and it takes 5.0 GB: b (PID 9) holds 80.0 GB")
 
     monkeypatch.setattr(parking, "wake", wake)

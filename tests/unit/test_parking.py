@@ -187,13 +187,25 @@ async def test_a_driver_that_refuses_leaves_the_model_as_it_was(cuda: FakeCuda, 
         assert [cuda.state(pid) for pid in (API, CORE)] == [State.RUNNING] * 2
 
 
+def _seen(*holders: Holder, used: int = 80 << 30) -> GpuMemory:
+    return GpuMemory(0, "H100", 80 << 30, used, holders)
+
+
 @asynccontextmanager
 async def a_meter(*holders: Holder, used: int = 80 << 30) -> AsyncIterator[None]:
     """One that measured this of a GPU."""
-    reading = Reading(0.0, (GpuMemory(0, "H100", 80 << 30, used, holders),))
+    async with a_meter_of(_seen(*holders, used=used)):
+        yield
+
+
+@asynccontextmanager
+async def a_meter_of(*readings: GpuMemory) -> AsyncIterator[None]:
+    """One that measures something else each time, until the last."""
+    rest = list(readings)
 
     async def tell(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(reading.line())
+        now = rest.pop(0) if rest[1:] else rest[0]
+        writer.write(Reading(0.0, (now,)).line())
         writer.close()
 
     async with await asyncio.start_unix_server(tell, socket_path()):
@@ -303,7 +315,10 @@ async def test_a_resume_that_fails_is_told_and_stays_known(cuda: FakeCuda) -> No
         assert activation.has_parked("a") and not activation.is_parked("a")
 
 
-async def test_one_whose_gpu_is_full_stays_parked(cuda: FakeCuda, kernel: Freezer) -> None:
+async def test_one_whose_gpu_turns_out_to_be_full_stays_parked(
+    cuda: FakeCuda, kernel: Freezer
+) -> None:
+    """By the last measurement it was not, as where the driver shows but a part."""
     others = Holder(99, "python3", None, 80 << 30)
     async with an_engine() as server:
         vllm = Vllm(server)
@@ -311,7 +326,7 @@ async def test_one_whose_gpu_is_full_stays_parked(cuda: FakeCuda, kernel: Freeze
             await vllm.park()
         before = Parked.load("a")
         cuda.fail("Restore:13=2")
-        async with a_meter(others):
+        async with a_meter_of(_seen(used=0), _seen(others)):
             with pytest.raises(NoPlace, match=r"full: GPU 0 .* python3 \(PID 99\) holds 85.9 GB"):
                 await vllm.wake()
         assert activation.is_parked("a") and Parked.load("a") == before
@@ -333,25 +348,67 @@ async def test_one_that_is_half_back_does_not_pass_for_parked(cuda: FakeCuda) ->
         assert not activation.is_parked("a")
 
 
+MINE = Holder(API, "vllm", "a", 4 << 30), Holder(CORE, "vllm", "a", 6 << 30)
+OTHERS = Holder(99, "vllm", "b", 70 << 30)
+
+
 @pytest.mark.parametrize(("free", "fits"), [(5 << 30, False), (10 << 30, True)])
-async def test_for_a_dump_it_takes_no_gpu_from_anybody(
+async def test_it_takes_no_gpu_from_anybody(
     cuda: FakeCuda, kernel: Freezer, free: int, fits: bool
 ) -> None:
-    """What it needs is what it held before its engine let go of a part."""
-    mine = Holder(API, "vllm", "a", 4 << 30), Holder(CORE, "vllm", "a", 6 << 30)
+    """What it needs is what it held before its engine let go of a part: CUDA has room for less."""
     async with an_engine() as server:
         vllm = Vllm(server)
-        async with a_meter(*mine):
+        async with a_meter(*MINE):
             await vllm.park()
+        before, posts = Parked.load("a"), list(vllm.posts)
         steps, frozen = cuda.steps(), list(kernel.log)
-        async with a_meter(Holder(99, "vllm", "b", 70 << 30), used=(80 << 30) - free):
-            leave = asyncio.to_thread(parking.wake, vllm.run, Stopwatch("checkpoint"), leaves=True)
+        async with a_meter(OTHERS, used=(80 << 30) - free):
             if fits:
-                assert await leave and vllm.awake
+                await vllm.wake()
+                assert vllm.awake and not activation.has_parked("a")
                 return
             with pytest.raises(NoPlace, match=r"takes 10.7 GB: b \(PID 99\) holds 75.2 GB"):
-                await leave
-        assert (cuda.steps(), kernel.log) == (steps, frozen) and activation.is_parked("a")
+                await vllm.wake()
+        assert (cuda.steps(), kernel.log, vllm.posts) == (steps, frozen, posts)
+        assert Parked.load("a") == before and activation.is_parked("a")
+        async with a_meter(used=0):
+            await vllm.wake()
+        assert vllm.awake and not activation.has_parked("a")
+
+
+async def test_who_has_just_left_a_gpu_is_not_in_the_way() -> None:
+    async with an_engine() as server:
+        vllm = Vllm(server)
+        async with a_meter(*MINE):
+            await vllm.park()
+        async with a_meter_of(_seen(OTHERS), _seen(OTHERS), _seen(used=0)):
+            await vllm.wake()
+        assert vllm.awake and not activation.has_parked("a")
+
+
+async def test_nor_is_what_the_driver_keeps_of_those_that_are_parked() -> None:
+    async with an_engine() as server:
+        vllm = Vllm(server)
+        async with a_meter(*MINE):
+            await vllm.park()
+        own, other = Holder(CORE, "vllm", "a", 1 << 30), Holder(99, "vllm", "b", 4 << 20)
+        async with a_meter(own, other, used=(71 << 30) + (4 << 20)):
+            await vllm.wake()
+        assert vllm.awake and not activation.has_parked("a")
+
+
+async def test_an_engine_that_finds_its_gpu_full_half_way_says_by_whom() -> None:
+    async with an_engine() as server:
+        vllm = Vllm(server)
+        async with a_meter(*MINE):
+            await vllm.park()
+        vllm.refused = {"/wake_up"}
+        async with a_meter_of(_seen(used=0), _seen(OTHERS)):
+            with pytest.raises(CannotWake, match=r"status 500: .* full: .* b \(PID 99\)") as raised:
+                await vllm.wake()
+        assert not isinstance(raised.value, NoPlace)
+        assert activation.has_parked("a") and not activation.is_parked("a")
 
 
 async def test_one_that_is_on_its_way_back_is_not_off_its_gpu_any_more(

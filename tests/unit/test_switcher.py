@@ -895,6 +895,38 @@ async def test_one_whose_gpu_is_full_waits_in_memory_still(
 
 
 @simulated
+async def test_its_requests_are_refused_until_its_gpu_has_room(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    why = "its GPU's memory is full: python3 (PID 7) holds 61.0 GB"
+    tried: list[str] = []
+
+    async def full(units: object, name: str) -> str:
+        tried.append(name)
+        return why
+
+    async with on_stage(PARKING, B) as stage:
+        for name in ("a", "b"):
+            await stage.ask(name)
+        with monkeypatch.context() as patched:
+            patched.setattr(helper, "wake", full)
+            for tries in (2, 2):
+                error = await stage.client("a").error()
+                assert isinstance(error, ModelFailed) and error.http_status == 503
+                assert why in str(error) and error.retry_after == 60.0
+                assert tried == ["a"] * tries
+            # Others have its place meanwhile.
+            await stage.ask("b")
+            assert stage.switcher.state("a") is State.PARKED
+            await asyncio.sleep(60.0)
+            assert isinstance(await stage.client("a").error(), ModelFailed)
+            assert tried == ["a"] * 3
+        await asyncio.sleep(60.0)
+        await stage.ask("a")
+        assert "stop a" not in stage.units.log and stage.served == ["a", "b", "b", "a"]
+
+
+@simulated
 async def test_short_memory_rather_takes_one_whose_gpu_is_free(
     little: Callable[[bool], None],
 ) -> None:
