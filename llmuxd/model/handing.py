@@ -16,10 +16,13 @@ import sys
 from .. import __version__, run_files
 from ..errors import InvalidName
 from ..names import unescape
+from . import control_group
 
 DONE = "done"
 # From a container's end to that of its helper.
 END_LIMIT = 2.0
+# A stop that takes longer is a dump, and may be killed in the middle.
+QUICK = 0.5
 
 
 def main() -> int:
@@ -30,6 +33,8 @@ def main() -> int:
             status = hand_over(instance)
         case ["clean-up", "--", instance]:
             status = 0 if clean_up(instance) else None
+        case ["reload", *_]:
+            control_group.leave()
         case _:
             pass
     if status is not None:
@@ -58,16 +63,25 @@ def hand_over(instance: str) -> int | None:
             return 0
         return None if answer else 1
     except (OSError, InvalidName):
+        control_group.leave()
         return None
     finally:
         asking.close()
 
 
 def _answer(asking: _socket.socket) -> str:
+    asking.settimeout(QUICK)
     try:
-        return asking.recv(256).decode(errors="replace").strip()
+        try:
+            told = asking.recv(256)
+        except TimeoutError:
+            # Not before: for 10 ms the kernel lets nobody fork meanwhile, the helper neither.
+            control_group.leave()
+            asking.settimeout(None)
+            told = asking.recv(256)
     except ConnectionResetError:
         return ""
+    return told.decode(errors="replace").strip()
 
 
 def _wait_for_end(asking: _socket.socket) -> None:

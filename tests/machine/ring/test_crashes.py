@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from llmuxd import names
+from llmuxd.model import cgroup
+from llmuxd.model.activation import noted_place
 from llmuxd.model.checkpoint import aside
 
 from .guest import (
@@ -92,6 +94,34 @@ def test_who_dies_in_a_dump_leaves_the_image_before(
     assert "cold start: the restore" not in journal(names.unit(OPT))
     assert not aside(image(OPT)).exists()
     assert complete(QWEN).text
+
+
+@pytest.mark.parametrize("when", ["it serves", "it was reloaded", "it is dumped"])
+def test_one_that_is_killed_whole_is_cleaned_up_at_once(
+    when: str, held_criu: Callable[[], None]
+) -> None:
+    """Not by its next start: nothing is left of it but its image."""
+    configure({OPT: {"args": ["--model", OPT]}})
+    text = complete(OPT).text
+    sh("llmuxctl", "checkpoint", OPT)
+    assert complete(OPT).text == text
+    before = record(OPT)
+    if when == "it was reloaded":
+        sh("systemctl", "reload", names.unit(OPT))
+    elif when == "it is dumped":
+        held_criu()
+        sh("systemctl", "stop", "--no-block", names.unit(OPT))
+        eventually(HELD.exists, "CRIU was called")
+        control = Path(f"{cgroup.of_unit(names.unit(OPT))}/.control")
+        eventually(lambda: not control.exists(), "its command has left systemd's cgroup")
+    _kill_unit()
+    eventually(lambda: state(OPT) in ("checkpointed", "failed"), "it is down")
+    assert noted_place(OPT) is None
+    running = sh("podman", "ps", "--quiet", "--filter", f"name={names.container(OPT)}")
+    assert not running and record(OPT) == before
+    HOLD.unlink(missing_ok=True)
+    assert complete(OPT).text == text
+    assert "the run before was not cleaned up" not in journal(names.unit(OPT))
 
 
 def test_a_dump_comes_to_its_end_without_conmon(held_criu: Callable[[], None]) -> None:
