@@ -22,6 +22,9 @@ UNITS = llmuxd.service llmuxd.socket llmux-model@.service \
 FILL  = sed -e 's|@bindir@|$(BINDIR)|g' -e 's|@libexecdir@|$(LIBEXECDIR)|g' \
 	-e 's|@python@|$(PYTHON)|g' -e 's|@docdir@|$(DOCDIR)|g'
 
+# Where the package is, or will be, for that Python.
+PACKAGES = $(shell $(PYTHON) packaging/install_python.py --prefix=$(PREFIX) --where)
+
 .PHONY: all
 all:
 	@if command -v go-md2man > /dev/null; then $(MAKE) --no-print-directory man; fi
@@ -66,7 +69,8 @@ install-files:
 	$(FILL) packaging/llmux-gpus.in > $(DESTDIR)$(LIBEXECDIR)/llmux/llmux-gpus
 	chmod 755 $(DESTDIR)$(LIBEXECDIR)/llmux/llmux-gpus
 	install -d $(DESTDIR)$(BINDIR) $(DESTDIR)$(LIBEXECDIR)/llmux/bin
-	$(FILL) packaging/llmux-cuda-checkpoint.in > $(DESTDIR)$(BINDIR)/llmux-cuda-checkpoint
+	$(FILL) -e 's|@packages@|$(PACKAGES)|' packaging/llmux-cuda-checkpoint.in \
+		> $(DESTDIR)$(BINDIR)/llmux-cuda-checkpoint
 	chmod 755 $(DESTDIR)$(BINDIR)/llmux-cuda-checkpoint
 	ln -sfr $(DESTDIR)$(BINDIR)/llmux-cuda-checkpoint \
 		$(DESTDIR)$(LIBEXECDIR)/llmux/bin/cuda-checkpoint

@@ -25,7 +25,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--prefix", default="/usr")
     parser.add_argument("--root", default="/")
+    parser.add_argument("--where", action="store_true", help="just say where it goes")
     arguments = parser.parse_args()
+    if arguments.where:
+        print(where(Path(arguments.prefix)))
+        return 0
     root = Path(arguments.root)
     target = root / packages(Path(arguments.prefix)).lstrip("/")
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
@@ -47,6 +51,13 @@ def main() -> int:
         (target / "bin" / name).replace(scripts / name)
     (target / "bin").rmdir()
     return 0
+
+
+def where(prefix: Path) -> str:
+    """That of a virtual environment is its own, whatever the prefix of the other files."""
+    if sys.prefix != sys.base_prefix:
+        return sysconfig.get_path("purelib")
+    return packages(prefix)
 
 
 def packages(prefix: Path) -> str:

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: MIT
 import json
+import re
+import site
 import subprocess
 import sys
 import time
@@ -12,9 +14,10 @@ from llmuxd.model import cgroup, cuda_checkpoint
 from llmuxd.model.cuda_checkpoint import LIMIT, Request, WrongUsage, device_map
 from llmuxd.model.gpu import QUERY_LIMIT, State
 
+from . import cuda_program
+from .cuda_program import TOP
 from .fake_cuda import FakeCuda
 
-TOP = Path(__file__).resolve().parents[2]
 OLD = "GPU-eea0d83f-ebcd-ac27-6b3e-bec2a19724e6"
 NEW = "GPU-8f4022ba-e0cb-1298-286e-225c953a7feb"
 
@@ -23,15 +26,8 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture
 def program(tmp_path: Path) -> Path:
-    """The program as it is installed, under the name that CRIU's plugin looks for."""
-    text = (TOP / "packaging/llmux-cuda-checkpoint.in").read_text()
-    text = text.replace("@python@", sys.executable)
-    text = text.replace("import sys\n", f"import sys\nsys.path.insert(0, {str(TOP)!r})\n", 1)
-    path = tmp_path / "bin" / "cuda-checkpoint"
-    path.parent.mkdir()
-    path.write_text(text)
-    path.chmod(0o755)
-    return path
+    """The program as it is installed."""
+    return cuda_program.install(tmp_path / "bin")
 
 
 @pytest.fixture
@@ -461,3 +457,23 @@ def test_plugin_finds_it_by_its_name(tmp_path: Path) -> None:
     assert link.resolve() == (tmp_path / "usr/bin/llmux-cuda-checkpoint").resolve()
     assert not link.readlink().is_absolute()
     assert link.stat().st_mode & 0o777 == 0o755
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_it_is_found_without_a_search_for_packages(tmp_path: Path, there: bool) -> None:
+    """Where it was put; and where another Python looks now."""
+    make = ["make", "-s", "-C", str(TOP), "install-files", f"DESTDIR={tmp_path}", "PREFIX=/usr"]
+    subprocess.run([*make, f"PYTHON={sys.executable}"], check=True)
+    path = tmp_path / "usr/bin/llmux-cuda-checkpoint"
+    text = path.read_text()
+    (told,) = re.findall(r'^sys.path.append\("(/.*)"\)$', text, re.MULTILINE)
+    assert told in site.getsitepackages()
+    packages = tmp_path / "packages"
+    packages.mkdir()
+    (packages / "llmuxd").symlink_to(TOP / "llmuxd")
+    path.write_text(
+        text.replace(told, str(packages))
+        if there
+        else text.replace("site.main()", f"sys.path.append({str(packages)!r})")
+    )
+    assert done(subprocess.run([path, "-h"], capture_output=True, text=True)).startswith("CUDA")
