@@ -12,6 +12,7 @@ DIRECTORY = "/run/llmux"
 
 ACTIVATION = ".json"
 CONMON = ".conmon.pid"
+CUDA = ".cuda"
 LEAVE_ORDER = ".leave.json"
 PARK_ORDER = ".park.json"
 PARKED = ".parked.json"
@@ -38,7 +39,8 @@ def forget(model: str, keep: str = "") -> None:
     `keep` is of one that stays.
     """
     begin = path(model, "")
-    for suffix in (LEAVE_ORDER, PARK_ORDER, PARKED, SOCKET, ACTIVATION, PLACE, CONMON, STOPPING):
+    whole = (LEAVE_ORDER, PARK_ORDER, PARKED, SOCKET, CUDA, ACTIVATION, PLACE, CONMON, STOPPING)
+    for suffix in whole:
         if suffix == keep:
             continue
         try:

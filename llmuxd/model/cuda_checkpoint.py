@@ -8,8 +8,10 @@ or the word at its very begin, so nothing else is ever printed where a call succ
 import os
 import sys
 import time
+from collections.abc import Callable
 
 from . import gpu
+from .cuda_asking import Answer, name_of, tell
 
 OK = 0
 REFUSED = 1
@@ -100,21 +102,31 @@ class Request:
 
 
 def main() -> int:
-    """Entry point. A call that is still under way is left behind with the process."""
+    """Entry point of the whole program (cuda_asking.py is the quick way).
+
+    A call that is still under way is left behind with the process.
+    """
+    status = tell(answer(sys.argv[1:], name_of(sys.argv[0]), gpu.Driver))
+    if status == TIMED_OUT:
+        # The driver's own end would wait for the call.
+        os._exit(status)
+    return status
+
+
+def answer(argv: list[str], name: str, driver: Callable[[], gpu.Driver]) -> Answer:
+    """Do what the command line says, by the program of that `name`."""
     try:
-        request = Request(sys.argv[1:])
+        request = Request(argv)
     except WrongUsage as error:
-        print(f"{_name()}: {error}; see {_name()} --help", file=sys.stderr)
-        return USAGE
+        return USAGE, "", f"{name}: {error}; see {name} --help\n"
     if request.help:
-        sys.stdout.write(HELP)
-        return OK
+        return OK, HELP, ""
     begin = time.monotonic()
     told: dict[int, dict[str, object]] = {}
     try:
-        driver = gpu.Driver()
-        pids = request.pids or _members(driver, request)
-        told = _carry_out(driver, request, pids)
+        found = driver()
+        pids = request.pids or _members(found, request)
+        told = _carry_out(found, request, pids)
         status, message = OK, ""
     except gpu.NoDriver as error:
         status, message = NO_DRIVER, str(error)
@@ -123,11 +135,8 @@ def main() -> int:
     except gpu.NotDone as error:
         status, message = TIMED_OUT if error.timed_out else REFUSED, str(error)
         told = {pid: _told_of(each) for pid, each in (error.errors | error.left).items()}
-    _report(request, status, message, told, time.monotonic() - begin)
-    if status == TIMED_OUT:
-        # The driver's own end would wait for the call.
-        os._exit(status)
-    return status
+    output = _output(request, status, message, told, time.monotonic() - begin)
+    return status, output, f"{name}: {message}\n" if message else ""
 
 
 def device_map(text: str) -> list[gpu.Pair]:
@@ -257,31 +266,32 @@ def _told_of(error: Exception) -> dict[str, object]:
     return told
 
 
-def _report(
+def _output(
     request: Request,
     status: int,
     message: str,
     told: dict[int, dict[str, object]],
     seconds: float,
-) -> None:
-    if message:
-        print(f"{_name()}: {message}", file=sys.stderr)
+) -> str:
+    """The text for standard output."""
     if request.json:
-        _print_json(request, status, message, told, seconds)
-    elif status == OK and request.operation.startswith("get-"):
-        for pid, facts in told.items():
-            (value,) = facts.values()
-            print(value if request.pids == [pid] else f"{pid} {value}")
-    sys.stdout.flush()
+        return _in_json(request, status, message, told, seconds)
+    if status != OK or not request.operation.startswith("get-"):
+        return ""
+    lines = []
+    for pid, facts in told.items():
+        (value,) = facts.values()
+        lines.append(f"{value}\n" if request.pids == [pid] else f"{pid} {value}\n")
+    return "".join(lines)
 
 
-def _print_json(
+def _in_json(
     request: Request,
     status: int,
     message: str,
     told: dict[int, dict[str, object]],
     seconds: float,
-) -> None:
+) -> str:
     import json
 
     whole = {
@@ -291,12 +301,7 @@ def _print_json(
         "seconds": round(seconds, 3),
         "processes": [{"pid": pid, **facts} for pid, facts in told.items()],
     }
-    print(json.dumps(whole))
-
-
-def _name() -> str:
-    """As it was called: CRIU's log then reads as with NVIDIA's."""
-    return os.path.basename(sys.argv[0])  # noqa: PTH119 (pathlib takes as long as all the rest)
+    return json.dumps(whole) + "\n"
 
 
 if __name__ == "__main__":

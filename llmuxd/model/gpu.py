@@ -155,6 +155,17 @@ class Driver:
         self._initializing = threading.Lock()
         self._initialized = False
 
+    def initialize(self, pid: int) -> None:
+        """What the first restore does first; `pid` is whom it is for, 0 is nobody yet.
+
+        It wants cuInit where persistence mode is off, as cuda.h says of cuCheckpointProcessRestore.
+        That takes 0.2 s, and 0.5 s more where no process has the GPU open; the rest does not.
+        """
+        with self._initializing:
+            if not self._initialized:
+                self._check("initialization for the restore", pid, self._library.cuInit(0))
+                self._initialized = True
+
     def state(self, pid: int) -> State:
         """The state of a process; a thread's id is as good as its process's."""
         value = ctypes.c_int()
@@ -178,7 +189,7 @@ class Driver:
 
     def restore(self, pid: int, pairs: Sequence[Pair] = ()) -> None:
         """Bring it back. `pairs` must have every GPU of the process, or none."""
-        self._initialize(pid)
+        self.initialize(pid)
         gpus = (_GpuPair * len(pairs))()
         for gpu, (old, new) in zip(gpus, pairs, strict=True):
             gpu.oldUuid[:] = old
@@ -204,16 +215,6 @@ class Driver:
             case Action.UNLOCK:
                 self.unlock(pid)
         return _STEPS[action][1]
-
-    def _initialize(self, pid: int) -> None:
-        """A restore wants cuInit where persistence mode is off; it takes 0.2 s, the rest does not.
-
-        As cuda.h says of cuCheckpointProcessRestore.
-        """
-        with self._initializing:
-            if not self._initialized:
-                self._check("initialization for the restore", pid, self._library.cuInit(0))
-                self._initialized = True
 
     def _call(
         self, what: str, function: str, pid: int, argument: ctypes.c_int | ctypes.Structure

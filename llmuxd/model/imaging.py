@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ..config import Sleep, Snapshot
 from ..events import Event, about
-from . import canary, cgroup, identity, parking, place, vllm
+from . import canary, cgroup, cuda_standby, identity, parking, place, vllm
 from .activation import RELEASED, Activation
 from .checkpoint import SHM, Checkpoint, aside, disk_usage, manifest, now
 from .container import Container, Facts, empty_directory
@@ -100,7 +100,8 @@ def write(
         if trial or not _set_aside(record, before):
             # Until the dump is whole, a crash must not leave a record that vouches for it.
             record.invalidate("the checkpoint was not finished")
-        with watch.part("dump"):
+        cuda = cuda_standby.standing_by(activation.model, activation.devices)
+        with watch.part("dump"), cuda:
             container.checkpoint(directory)
         tell(RELEASED)
         with watch.part("sync"):

@@ -12,7 +12,7 @@ from pathlib import Path
 from .. import files
 from ..config import ModelConfig
 from ..events import Event, about
-from . import canary, cgroup, engine, identity, imaging, place, port, shortage, vllm
+from . import canary, cgroup, cuda_standby, engine, identity, imaging, place, port, shortage, vllm
 from .activation import Way
 from .checkpoint import Checkpoint
 from .container import Container
@@ -110,7 +110,7 @@ class Start:
         # The health is asked for by it, and it takes time to load.
         Asked(lambda: importlib.import_module("http.client"))
         try:
-            with self._watch.part("restore"):
+            with self._watch.part("restore"), self._cuda():
                 self._container.restore(self._model.restore_timeout)
         except (CommandFailed, OSError) as error:
             disks = Path(record.directory).parent, files.runtime_root()
@@ -149,6 +149,11 @@ class Start:
         if record.overslept or record.starved:
             replace(record, overslept=False, starved=0, starved_since=0.0).save()
         return replace(running, identity=record.identity)
+
+    def _cuda(self) -> contextlib.AbstractContextManager[None]:
+        """What CRIU's CUDA plugin asks is answered, and the GPU initialized, while CRIU reads."""
+        model = self._model
+        return cuda_standby.standing_by(model.name, model.device_names, initialize=True)
 
     def _usable(self) -> Checkpoint:
         """The record of an image that can be restored here and now; CannotRestore without one.

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
 """What is on disk after a dump, and after a crash in the middle of one."""
 
+import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from llmuxd.model import (
     canary,
     cgroup,
     checkpoint,
+    cuda_standby,
     gpu,
     identity,
     imaging,
@@ -113,6 +115,24 @@ def test_a_new_image_takes_the_place_of_the_one_before(container: FakeContainer)
     assert container.told == [RELEASED]
     assert texts(container) == image("second")
     assert imaging.is_whole(container.facts, RUN)
+
+
+def test_crius_plugin_is_answered_during_the_dump(
+    container: FakeContainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[object] = []
+
+    @contextlib.contextmanager
+    def standing_by(*whose: object) -> Iterator[None]:
+        events.append(whose)
+        yield
+        events.append("end")
+
+    monkeypatch.setattr(cuda_standby, "standing_by", standing_by)
+    container.fail = lambda: events.append("dump")
+    run = replace(RUN, devices=("nvidia.com/gpu=0",))
+    assert dump(container, "first", run) is Written.NEW
+    assert events == [(RUN.model, run.devices), "dump", "end"]
 
 
 def test_a_new_image_remembers_that_the_one_before_did_not_wake_up(

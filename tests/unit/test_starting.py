@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: MIT
 """A start, as far as it needs no podman: what is asked once podman has restored."""
 
+import contextlib
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ import pytest
 
 from llmuxd.config import ModelConfig
 from llmuxd.meter.reading import GpuMemory, Holder, Reading
-from llmuxd.model import cgroup, engine, identity, port, starting, vllm, vram
+from llmuxd.model import cgroup, cuda_standby, engine, identity, port, starting, vllm, vram
 from llmuxd.model.checkpoint import Checkpoint, manifest
 from llmuxd.model.container import Container
 from llmuxd.model.meanwhile import Asked
@@ -36,6 +37,7 @@ class Podman(Container):
         self._image = image
         self._restores = restores
         self.said = ""
+        self.events: list[object] = []
         self.asked = threading.Event()
 
     def image_id(self) -> str:
@@ -45,6 +47,7 @@ class Podman(Container):
         return self._image
 
     def restore(self, timeout: float) -> None:
+        self.events.append("restore")
         # podman moves what runs in the unit's cgroup, and misses who begins just then.
         assert not self.asked.is_set()
         if self._restores is not None:
@@ -83,6 +86,21 @@ def test_nothing_is_restored_before_its_network_is_closed() -> None:
     restored = CommandFailed(["podman"], 125, "it was restored")
     with pytest.raises(CommandFailed, match="no such table"):
         _restore(Podman("i1", restored), close)
+
+
+@pytest.mark.usefixtures("checkpointed")
+def test_the_driver_is_made_ready_beside_podman(monkeypatch: pytest.MonkeyPatch) -> None:
+    podman = Podman("i1")
+
+    @contextlib.contextmanager
+    def standing_by(*whose: object, initialize: bool) -> Iterator[None]:
+        podman.events.append((*whose, initialize))
+        yield
+        podman.events.append("end")
+
+    monkeypatch.setattr(cuda_standby, "standing_by", standing_by)
+    _restore(podman)
+    assert podman.events == [(MODEL.name, MODEL.device_names, True), "restore", "end"]
 
 
 @pytest.mark.usefixtures("checkpointed")
