@@ -6,7 +6,9 @@ step runs in a process of its own, which writes what it measures as it goes: one
 time keeps what it had.
 """
 
+import gzip
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -47,6 +49,15 @@ class Notes:
         self.rows.append({"what": what, **more})
         _write(self.path, {"rows": self.rows})
         print(f"  {what}: " + ", ".join(f"{key} {_short(more[key])}" for key in more), flush=True)
+
+    def keep(self, name: str, file: Path) -> str:
+        """Keep a copy of a large text beside the results, packed; what it is called there."""
+        number = len(list(self.path.parent.glob(f"*.{name}.*.gz"))) + 1
+        stem = self.path.name.partition(".")[0]
+        kept = self.path.with_name(f"{stem}.{name}.{number:03}.gz")
+        with file.open("rb") as source, gzip.open(kept, "wb") as target:
+            shutil.copyfileobj(source, target)
+        return kept.name
 
 
 def _short(value: object) -> str:

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from llmuxd.config import Tier
-from llmuxd.names import object_path, unit
-from tests.bench.share import moves
+from llmuxd.model.container import RESTORE_LOG
+from llmuxd.names import object_path, slug, unit
+from tests.bench.share import Move, moves
 from tests.machine.ring import guest
 from tests.machine.ring.guest import sh
 
@@ -196,10 +197,24 @@ def told(notes: Notes, what: str, name: str, kind: str = "", **more: Any) -> Non
     """
     since = time.time()
     answer = ask(name)
+    made = moves(since)
     notes.add(
         what, model=name, asked=since, first=answer.first, end=answer.end,
-        same=measure.same(name + kind, answer.text), moves=moves(since), text=answer.text, **more,
+        same=measure.same(name + kind, answer.text), moves=made, text=answer.text,
+        **restore_log(notes, name, made), **more,
     )  # fmt: skip
+
+
+def restore_log(notes: Notes, name: str, made: list[Move]) -> dict[str, str]:
+    """Where what CRIU wrote of the restore among these moves is kept: when it did what.
+
+    Nothing where the model came back in another way.
+    """
+    restored = {"model": slug(name), "direction": "in", "way": "restore"}
+    if not any(restored.items() <= move.items() for move in made):
+        return {}
+    # podman has it beside the image, until the next one.
+    return {"log": notes.keep("restore.log", guest.image(name).with_name(RESTORE_LOG))}
 
 
 def out(notes: Notes, what: str, name: str, how: str = "checkpoint") -> None:

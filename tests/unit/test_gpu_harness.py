@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """tests/gpu, as far as it needs no GPU: what it packs, its plan's runner, what it reports."""
 
+import gzip
 import json
 import struct
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import yaml
 
 from llmuxd.config import Tier
+from llmuxd.names import slug
 from tests.gpu import (
     boot,
     by_hand,
@@ -20,6 +22,7 @@ from tests.gpu import (
     pack,
     patience,
     plan,
+    switches,
     up,
     userland,
 )
@@ -299,6 +302,27 @@ def test_a_step_that_takes_longer_than_is_left_makes_way(played: Path) -> None:
 def test_each_step_may_take_what_it_is_expected_to() -> None:
     assert len({step.name for step in STEPS}) == len(STEPS)
     assert not [step.name for step in STEPS if step.seconds < step.takes]
+
+
+def test_what_criu_wrote_of_each_restore_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = tmp_path / "userdata/restore.log"
+    (tmp_path / "userdata").mkdir()
+    monkeypatch.setattr(guest, "image", lambda _name: log.with_name("checkpoint"))
+    (tmp_path / "results").mkdir()
+    notes = plan.Notes(tmp_path / "results/image.notes.json")
+    out = {"model": slug(OPT), "direction": "out", "way": "checkpoint"}
+    other = {"model": slug(QWEN), "direction": "in", "way": "restore"}
+    back = {"model": slug(OPT), "direction": "in", "way": "restore", "seconds": 3.1}
+    for number, text in ((1, "first"), (2, "second")):
+        log.write_text(text)
+        kept = switches.restore_log(notes, OPT, [out, back])["log"]
+        assert kept == f"image.restore.log.00{number}.gz"
+        assert gzip.decompress((tmp_path / "results" / kept).read_bytes()) == text.encode()
+    for made in ([], [out], [other], [back | {"way": "resume"}], [back | {"direction": "out"}]):
+        assert switches.restore_log(notes, OPT, made) == {}
+    assert len(list((tmp_path / "results").iterdir())) == 2
 
 
 def test_each_model_goes_out_and_back_by_hand_three_times(
