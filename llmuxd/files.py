@@ -55,6 +55,14 @@ def write_json(
         os.close(directory)
 
 
+def remove_tree(directory: Path) -> None:
+    """Remove it and all that is below."""
+    # It loads the libraries of four compressors, and a start that has nothing to remove would wait.
+    import shutil
+
+    shutil.rmtree(directory)
+
+
 def write_private(path: Path, text: str) -> None:
     """Replace `path` by `text`, for the owner's eyes only."""
     temporary = path.with_name(path.name + ".new")

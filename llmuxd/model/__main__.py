@@ -1,33 +1,24 @@
 # SPDX-License-Identifier: MIT
 """llmux-model VERB INSTANCE: the commands of llmux-model@.service."""
 
+from __future__ import annotations
+
 import logging
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import sdnotify
-
 from .. import accepted, config, journal, names, stored
 from ..errors import LlmuxError, NoSuchModel, StateNotKept, StateTooNew
 from ..events import Event, about
-from . import mirrored, shortage
+from . import keeping, mirrored, parking, shortage
 from .attending import Attending, DiedAlone
-from .keeping import Limits
 from .lifecycle import Lifecycle
-from .parking import CannotPark, CannotWake
+from .notify import notify
 from .process import CommandFailed
 from .starting import StartFailed
 
 log = logging.getLogger("llmux-model")
-
-_EVENTS: dict[type[Exception], Event] = {
-    StartFailed: Event.MODEL_START_FAILED,
-    DiedAlone: Event.MODEL_ENDED,
-    CannotPark: Event.PARK_FAILED,
-    CannotWake: Event.WAKE_FAILED,
-}
-
 
 VERBS = ("start", "stop", "reload", "clean-up")
 
@@ -51,7 +42,7 @@ def main() -> int:
         model = _model(name, arguments.config, arguments.verb)
     except LlmuxError as error:
         # The status text stays with the failed unit: systemctl status and llmuxd show it.
-        sdnotify.SystemdNotifier().notify(f"STATUS=failed: {error}")
+        notify(f"STATUS=failed: {error}")
         log.error("%s", error)
         return 2
     return _run(arguments.verb, _attending(model, arguments.config), arguments.config)
@@ -109,13 +100,13 @@ def _load(path: Path | None) -> config.Config:
     return config.load(path) if path else accepted.load()
 
 
-def _limits(path: Path | None) -> Limits:
+def _limits(path: Path | None) -> keeping.Limits:
     """Those of the file; where it is broken, those that hold without one."""
     try:
-        return Limits.of(_load(path))
+        return keeping.Limits.of(_load(path))
     except LlmuxError as error:
         log.warning("the limits of images in llmux.yaml are not known: %s", error)
-        return Limits()
+        return keeping.Limits()
 
 
 def _start(attending: Attending, path: Path | None) -> None:
@@ -147,7 +138,7 @@ def _run(verb: str, attending: Attending, path: Path | None) -> int:
                 attending.reload()
             case _:
                 attending.clean_up()
-    except (StartFailed, DiedAlone, CommandFailed, CannotPark, CannotWake) as error:
+    except (StartFailed, DiedAlone, CommandFailed, parking.CannotPark, parking.CannotWake) as error:
         _tell_failure(verb, attending, error, str(error))
         return 1
     except OSError as error:
@@ -162,8 +153,21 @@ def _run(verb: str, attending: Attending, path: Path | None) -> int:
 def _tell_failure(verb: str, attending: Attending, error: Exception, text: str) -> None:
     if verb == "start" or isinstance(error, DiedAlone):
         attending.tell(f"failed: {text}")
-    found = (event for kind, event in _EVENTS.items() if isinstance(error, kind))
-    log.error("%s", text, extra=about(next(found, None), phase=verb))
+    log.error("%s", text, extra=about(_event(error), phase=verb))
+
+
+def _event(error: Exception) -> Event | None:
+    match error:
+        case StartFailed():
+            return Event.MODEL_START_FAILED
+        case DiedAlone():
+            return Event.MODEL_ENDED
+        case parking.CannotPark():
+            return Event.PARK_FAILED
+        case parking.CannotWake():
+            return Event.WAKE_FAILED
+        case _:
+            return None
 
 
 if __name__ == "__main__":

@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: MIT
 """What a model's unit does, and in the same way for every model: it parks it and brings it back."""
 
+from __future__ import annotations
+
 import importlib
 import logging
-import socket
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-
-import sdnotify
 
 from .. import __version__
 from ..config import Sleep
@@ -25,6 +24,12 @@ from .activation import (
 )
 from .handing import DONE
 from .moves import Direction, Stopwatch
+from .notify import notify
+
+# Not imported in fact: a start would wait for it.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import socket
 
 log = logging.getLogger("llmux-model")
 
@@ -40,7 +45,6 @@ class Attending(ABC):
         self._name = name
         self.was_cold = False
         self._listening: socket.socket | None = None
-        self._notify = sdnotify.SystemdNotifier().notify
 
     @abstractmethod
     def start(self) -> int:
@@ -56,7 +60,7 @@ class Attending(ABC):
 
     def tell(self, text: str) -> None:
         """What `systemctl status` shows of the unit."""
-        self._notify(f"STATUS={text}")
+        notify(f"STATUS={text}")
 
     def reload(self) -> None:
         """Park the model if that was ordered; else bring it back if it is parked."""

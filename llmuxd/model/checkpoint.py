@@ -7,6 +7,7 @@ definition. A record that is absent, or that says why not, means: start cold.
 
 import contextlib
 import hashlib
+import logging
 import os
 import time
 from dataclasses import asdict, dataclass, field, replace
@@ -15,6 +16,8 @@ from pathlib import Path
 from .. import files, names
 from ..config import CANARY_PROMPT, Question, Sleep
 from .identity import Identity, of_json
+
+log = logging.getLogger("llmux-model")
 
 # Larger files of an image are known by their size alone.
 HASHED_SIZE = 1 << 20
@@ -190,6 +193,24 @@ def aside(path: Path) -> Path:
     """
     place = path.resolve()
     return place.with_name(f"{place.name}.before")
+
+
+def settle(directory: Path, record: Checkpoint | None) -> None:
+    """Of two images keep the one that the record vouches for; nothing to do where there is one."""
+    before = aside(directory)
+    if not before.is_dir():
+        return
+    place, shm = directory.resolve(), aside(directory.with_name(SHM))
+    if record is not None and record.whole:
+        files.remove_tree(before)
+        shm.unlink(missing_ok=True)
+        return
+    log.warning("the checkpoint was not finished; the one before it is put back")
+    if shm.exists():
+        shm.replace(directory.with_name(SHM))
+    if place.is_dir():
+        files.remove_tree(place)
+    before.rename(place)
 
 
 def disk_usage(directory: Path) -> int:

@@ -4,12 +4,12 @@
 import json
 import logging
 import re
-import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from .. import names
+from .. import files, names
 from ..config import ModelConfig
 from . import caches, seccomp, vllm
 from .activation import conmon_pidfile
@@ -28,7 +28,7 @@ STOP_GRACE = 10
 DUMP_LOG = "dump.log"
 RESTORE_LOG = "restore.log"
 # What podman and the kernel both take for a size.
-_SHM_SIZE = re.compile(r"([0-9]{1,15})([kKmMgG]?)[iI]?[bB]?")
+_SHM_SIZE = r"([0-9]{1,15})([kKmMgG]?)[iI]?[bB]?"
 _SHM = {"--ipc", "--shm-size", "--mount", "--tmpfs", "--volume", "-v"}
 # How podman says that it has no such thing; it exits with 125 for any other trouble too.
 _NO_IMAGE = ("image not known", "no such image")
@@ -144,7 +144,7 @@ class Container:
         after each restore. Not with devices: that was tried with podman's only.
         """
         model = self._model
-        size = _SHM_SIZE.fullmatch(model.shm_size)
+        size = re.fullmatch(_SHM_SIZE, model.shm_size)
         named = {word.partition("=")[0] for word in model.podman_args}
         if any("/dev/shm" in volume for volume in model.volumes):
             named.add("--volume")
@@ -198,11 +198,11 @@ class Container:
         extension = ["--worker-extension-cls", vllm.EXTENSION]
         return [*self._model.args, *(extension if self._model.drops_kv else [])]
 
-    def restore(self, timeout: float) -> None:
-        """Bring it back from its checkpoint, which stays on disk."""
+    def restore(self, timeout: float, meanwhile: Callable[[], None] = lambda: None) -> None:
+        """Bring it back from its checkpoint, which stays on disk; `meanwhile` is done beside it."""
         argv = ["podman", "container", "restore", "--keep", "--tcp-established", self.name]
         try:
-            self._run_criu(argv, timeout, RESTORE_LOG)
+            self._run_criu(argv, timeout, RESTORE_LOG, meanwhile)
         except CommandFailed as error:
             if _RUNS not in error.reason:
                 raise
@@ -220,11 +220,17 @@ class Container:
         argv = ["podman", "container", "checkpoint", "--tcp-established", self.name]
         self._run_criu(argv, DUMP_TIMEOUT, DUMP_LOG)
 
-    def _run_criu(self, argv: list[str], timeout: float, log_name: str) -> None:
+    def _run_criu(
+        self,
+        argv: list[str],
+        timeout: float,
+        log_name: str,
+        meanwhile: Callable[[], None] = lambda: None,
+    ) -> None:
         """Run a command that runs CRIU; its failure is told in CRIU's words, podman has none."""
         begin = time.time()
         try:
-            run(argv, timeout)
+            run(argv, timeout, meanwhile=meanwhile)
         except CommandFailed as error:
             cause = _criu_error(self._criu_log(log_name, begin))
             if cause:
@@ -365,6 +371,6 @@ def empty_directory(directory: Path) -> None:
         return
     for entry in directory.iterdir():
         if entry.is_dir() and not entry.is_symlink():
-            shutil.rmtree(entry)
+            files.remove_tree(entry)
         else:
             entry.unlink()

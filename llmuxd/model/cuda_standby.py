@@ -16,7 +16,7 @@ from pathlib import Path
 
 from .. import run_files
 from .cuda_asking import INITIALIZE
-from .meanwhile import Asked
+from .meanwhile import ask
 
 log = logging.getLogger("llmux-model")
 
@@ -78,4 +78,4 @@ def _end(service: subprocess.Popen[bytes], path: Path) -> None:
     assert service.stdin is not None
     service.stdin.close()
     # To let go of a GPU takes it a moment, for which nobody has to wait.
-    Asked(service.wait)
+    ask(service.wait)

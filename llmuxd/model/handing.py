@@ -41,6 +41,10 @@ def main() -> int:
         return status
     # What is loaded is kept, and looking through it for what is not takes a quarter of the time.
     gc.disable()
+    if sys.argv[1:2] == ["start"]:
+        from . import later
+
+        later.put_off()
     from .__main__ import main as whole
 
     return whole()

@@ -7,14 +7,13 @@ What was measured of a model holds for as long as this does, too (tuning.py).
 import contextlib
 import hashlib
 import os
-import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from ..config import CONTAINER_FORM
-from .process import CommandFailed, run
+from .process import CommandFailed, program, run
 
 FORM = str(CONTAINER_FORM)
 # Where CRIU looks for its plugins, by distribution; crun.conf's libdir names one of them.
@@ -106,7 +105,7 @@ def here(
             "driver": _text(Path(NVIDIA, "version")).partition("\n")[0],
             "gpus": _gpus(Path(NVIDIA, "gpus")),
             "plugin": _hash(Path(place, "cuda_plugin.so") for place in PLUGINS),
-            "cuda_checkpoint": _hash([Path(shutil.which("cuda-checkpoint") or "/nonexistent")]),
+            "cuda_checkpoint": _hash([program("cuda-checkpoint")]),
             "cdi": _hash(path for place in CDI for path in sorted(Path(place).glob("*nvidia*"))),
         }
     )
@@ -125,7 +124,7 @@ def of_json(raw: object) -> Identity | None:
 def _criu_version() -> str:
     """CRIU's version as it prints it, one line; empty where there is none."""
     try:
-        found = Path(shutil.which("criu") or "/nonexistent").stat()
+        found = program("criu").stat()
         return _criu_version_of(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
     except (OSError, CommandFailed):
         return ""

@@ -2,7 +2,7 @@
 """Writing a model's image: podman's checkpoint of its container, and the record of it.
 
 podman and CRIU write in place. So the image before is set aside first, and put back if the new one
-does not come to its end, whoever crashed: `settle` finds out which of the two is whole.
+does not come to its end, whoever crashed: `checkpoint.settle` finds out which of the two is whole.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from ..config import Sleep, Snapshot
 from ..events import Event, about
 from . import canary, cgroup, cuda_standby, identity, parking, place, vllm
 from .activation import RELEASED, Activation
-from .checkpoint import SHM, Checkpoint, aside, disk_usage, manifest, now
+from .checkpoint import SHM, Checkpoint, aside, disk_usage, manifest, now, settle
 from .container import Container, Facts, empty_directory
 from .keeping import NoRoom, Room
 from .moves import Stopwatch
@@ -129,24 +129,6 @@ def write(
         written = _failed(record, error)
     settle(directory, Checkpoint.load(activation.model))
     return written
-
-
-def settle(directory: Path, record: Checkpoint | None) -> None:
-    """Of two images keep the one that the record vouches for; nothing to do where there is one."""
-    before = aside(directory)
-    if not before.is_dir():
-        return
-    place, shm = directory.resolve(), aside(directory.with_name(SHM))
-    if record is not None and record.whole:
-        shutil.rmtree(before)
-        shm.unlink(missing_ok=True)
-        return
-    log.warning("the checkpoint was not finished; the one before it is put back")
-    if shm.exists():
-        shm.replace(directory.with_name(SHM))
-    if place.is_dir():
-        shutil.rmtree(place)
-    before.rename(place)
 
 
 def _failed(record: Checkpoint, error: Exception) -> Written:

@@ -5,6 +5,8 @@ Start: restore, else a cold start. Stop: checkpoint, else end it and say so. Aft
 nothing that holds the GPU, a port or half a container is left, whoever died and when.
 """
 
+from __future__ import annotations
+
 import logging
 import os
 from collections.abc import Callable
@@ -15,7 +17,7 @@ from .. import run_files, stored
 from ..config import ModelConfig, Snapshot, Tier
 from ..errors import StateTooNew
 from ..events import Event, about
-from . import canary, cgroup, freezer, identity, imaging, parking, place, tuning, vllm
+from . import canary, cgroup, freezer, identity, imaging, keeping, parking, place, tuning, vllm
 from .activation import (
     RELEASED,
     Activation,
@@ -30,11 +32,10 @@ from .activation import (
     was_kept,
 )
 from .attending import Attending, DiedAlone
-from .checkpoint import Checkpoint, mark_used
+from .checkpoint import Checkpoint, mark_used, settle
 from .container import Container, Facts
-from .imaging import Written
-from .keeping import Limits, Room
 from .moves import Direction, Stopwatch
+from .notify import notify
 from .process import CommandFailed
 from .starting import Running, Start, void_checkpoint
 
@@ -47,7 +48,9 @@ PODMAN_MARGIN = 600.0
 class Lifecycle(Attending):
     """A model in a container. `limits` are asked for before a dump."""
 
-    def __init__(self, model: ModelConfig, limits: Callable[[], Limits] = Limits):
+    def __init__(
+        self, model: ModelConfig, limits: Callable[[], keeping.Limits] = lambda: keeping.Limits()
+    ):
         super().__init__(model.name)
         self._model = model
         self._container = Container(model)
@@ -58,7 +61,7 @@ class Lifecycle(Attending):
         """Bring the model to health and hand the unit's main process over to conmon."""
         watch = Stopwatch("start")
         limit = self._model.start_timeout + 2 * self._model.restore_timeout + PODMAN_MARGIN
-        self._notify(f"EXTEND_TIMEOUT_USEC={int(limit * 1e6)}")
+        notify(f"EXTEND_TIMEOUT_USEC={int(limit * 1e6)}")
         # Who kills all of a unit in a certain moment kills its clean-up too (control_group.py).
         unclean = noted_place(self._model.name) is not None
         if unclean:
@@ -78,7 +81,7 @@ class Lifecycle(Attending):
         self._facts = self._known(running)
         self._listen()
         status = f"serving ({move.way}, {move.seconds:.2f} s)"
-        self._notify(f"MAINPID={running.conmon_pid}\nREADY=1\nSTATUS={status}")
+        notify(f"MAINPID={running.conmon_pid}\nREADY=1\nSTATUS={status}")
         self.was_cold = bool(running.why_cold)
         return running.conmon_pid
 
@@ -212,11 +215,11 @@ class Lifecycle(Attending):
         if not self._awake(activation, watch):
             return self._fall_back(facts, activation, watch)
         directory = facts.checkpoint_directory
-        room = Room(self._model.name, directory, self._limits(), order.wanted)
+        room = keeping.Room(self._model.name, directory, self._limits(), order.wanted)
         written = imaging.write(self._container, facts, activation, watch, self.tell, room, trial)
-        if written is Written.OLD:
+        if written is imaging.Written.OLD:
             self._halt(watch)
-        return written is not Written.NOTHING
+        return written is not imaging.Written.NOTHING
 
     def _fall_back(self, facts: Facts, activation: Activation, watch: Stopwatch) -> bool:
         """End what does not come back, to its live image from before; False where it has none."""
@@ -279,7 +282,7 @@ class Lifecycle(Attending):
             self._container.remove_network()
             return
         record = Checkpoint.load(self._model.name)
-        imaging.settle(facts.checkpoint_directory, record)
+        settle(facts.checkpoint_directory, record)
         if record is not None and record.valid and facts.id == record.container_id:
             # podman may take a container whose conmon was killed for a running one still.
             self._container.halt()

@@ -1,33 +1,40 @@
 # SPDX-License-Identifier: MIT
 """A question that is asked while something longer goes on."""
 
+from __future__ import annotations
+
 import threading
-from collections.abc import Callable
-from typing import Generic, TypeVar
 
-Answer = TypeVar("Answer")
+# Not imported in fact: a start would wait for it.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import TypeVar
+
+    Answer = TypeVar("Answer")
 
 
-class Asked(Generic[Answer]):
-    """Asks `question` in a thread of its own, from now on."""
+def ask(question: Callable[[], Answer]) -> Callable[[], Answer]:
+    """Ask `question` in a thread of its own, from now on.
 
-    def __init__(self, question: Callable[[], Answer]):
-        self._question = question
-        self._answers: list[Answer] = []
-        self._error: Exception | None = None
-        # Whoever gives up on the rest does not wait for this.
-        self._thread = threading.Thread(target=self._ask, daemon=True)
-        self._thread.start()
+    What is returned waits for the answer; what the question raised is raised there.
+    """
+    answers: list[Answer] = []
+    errors: list[Exception] = []
 
-    def answer(self) -> Answer:
-        """Wait for it; what the question raised is raised here."""
-        self._thread.join()
-        if self._error is not None:
-            raise self._error
-        return self._answers[0]
-
-    def _ask(self) -> None:
+    def put() -> None:
         try:
-            self._answers.append(self._question())
+            answers.append(question())
         except Exception as error:
-            self._error = error
+            errors.append(error)
+
+    def answer() -> Answer:
+        thread.join()
+        if errors:
+            raise errors[0]
+        return answers[0]
+
+    # Whoever gives up on the rest does not wait for this.
+    thread = threading.Thread(target=put, daemon=True)
+    thread.start()
+    return answer

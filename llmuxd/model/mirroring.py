@@ -21,6 +21,7 @@ from .activation import (
 )
 from .attending import Attending, DiedAlone
 from .moves import Direction, Stopwatch
+from .notify import notify
 from .process import CommandFailed, run
 from .starting import StartFailed
 
@@ -44,7 +45,7 @@ class Mirror(Attending):
         """Start the unit, which may run already."""
         watch = Stopwatch(Way.COLD)
         model = self._model
-        self._notify(f"EXTEND_TIMEOUT_USEC={int((2 * model.start_timeout + MARGIN) * 1e6)}")
+        notify(f"EXTEND_TIMEOUT_USEC={int((2 * model.start_timeout + MARGIN) * 1e6)}")
         self._begin(model.gpus)
         with one_at_a_time(model.name):
             mirrored.note(model.name, model.unit)
@@ -70,7 +71,7 @@ class Mirror(Attending):
         move.save(model.name, Direction.IN)
         self._listen()
         # This very process is the unit's main one.
-        self._notify(f"READY=1\nSTATUS=serving ({model.unit}, {move.seconds:.2f} s)")
+        notify(f"READY=1\nSTATUS=serving ({model.unit}, {move.seconds:.2f} s)")
         return main
 
     def _start(self, watch: Stopwatch) -> int:

@@ -6,11 +6,13 @@ it is taken from below the kernel's range for outgoing connections, and never fr
 model's checkpoint.
 """
 
+# As in handing.py.
+import _socket
 import hashlib
-import socket
 
 from .. import files
 
+HOST = "127.0.0.1"
 FIRST = 21000
 # Loopback answers in microseconds; in seconds.
 REFUSED_WITHIN = 0.5
@@ -34,12 +36,14 @@ def choose(model: str) -> int:
 
 def free(port: int) -> bool:
     """Whether 127.0.0.1:`port` can be listened on now, and leads nowhere else."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
+    probe = _socket.socket(_socket.AF_INET, _socket.SOCK_STREAM)
+    try:
+        probe.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEADDR, 1)
+        probe.bind((HOST, port))
+    except OSError:
+        return False
+    finally:
+        probe.close()
     return _refuses(port)
 
 
@@ -49,12 +53,16 @@ def _refuses(port: int) -> bool:
     A podman that was killed while it took a container's network down may leave its translation of
     the port to an address where there is nothing now, or another model.
     """
+    probe = _socket.socket(_socket.AF_INET, _socket.SOCK_STREAM)
     try:
-        socket.create_connection(("127.0.0.1", port), REFUSED_WITHIN).close()
+        probe.settimeout(REFUSED_WITHIN)
+        probe.connect((HOST, port))
     except ConnectionRefusedError:
         return True
     except OSError:
         pass
+    finally:
+        probe.close()
     return False
 
 

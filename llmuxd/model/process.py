@@ -6,7 +6,8 @@ import os
 import re
 import shlex
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 log = logging.getLogger(__name__)
 
@@ -15,7 +16,7 @@ _PASSED = ("PATH", "HOME", "INVOCATION_ID", "NOTIFY_SOCKET", "CONTAINERS_CONF", 
 
 
 # ECMA-48's control sequences, and single control characters.
-_CONTROL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_CONTROL = r"\x1b\[[0-?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f-\x9f]"
 # As timeout(1) has it.
 TIMED_OUT = 124
 
@@ -29,10 +30,17 @@ class CommandFailed(Exception):
         self.reason = reason
 
 
-def run(argv: Sequence[str], timeout: float, *, merge: bool = False) -> str:
+def run(
+    argv: Sequence[str],
+    timeout: float,
+    *,
+    merge: bool = False,
+    meanwhile: Callable[[], None] = lambda: None,
+) -> str:
     """Run `argv`, return its standard output; CommandFailed where it failed or took too long.
 
-    `merge`: standard error is part of the output.
+    `merge`: standard error is part of the output. `meanwhile` is done once it runs; what it says
+    then should be no more than a pipe holds.
     """
     log.debug("+ %s", shlex.join(argv))
     env = {key: os.environ[key] for key in _PASSED if key in os.environ}
@@ -40,29 +48,44 @@ def run(argv: Sequence[str], timeout: float, *, merge: bool = False) -> str:
     # podman talks to systemd for a container that has a socket to notify: ours is not its.
     env.pop("NOTIFY_SOCKET", None)
     try:
-        done = subprocess.run(
+        with subprocess.Popen(
             argv,
             stdin=subprocess.DEVNULL,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             env=env,
-            timeout=timeout,
-            check=False,
-        )
+        ) as running:
+            try:
+                meanwhile()
+                stdout, raw = running.communicate(timeout=timeout)
+            except BaseException:
+                running.kill()
+                raise
     except subprocess.TimeoutExpired:
         raise CommandFailed(argv, TIMED_OUT, f"it did not end within {timeout:g} s") from None
     except OSError as error:
         raise CommandFailed(argv, 127, f"{argv[0]}: {error.strerror}") from None
-    stderr = done.stderr.decode(errors="replace")
+    stderr = raw.decode(errors="replace")
     log.debug("%s", stderr.strip())
-    if done.returncode != 0:
-        raise CommandFailed(argv, done.returncode, _reason(stderr))
-    output = done.stdout + done.stderr if merge else done.stdout
+    if running.returncode != 0:
+        raise CommandFailed(argv, running.returncode, _reason(stderr))
+    output = stdout + raw if merge else stdout
     return output.decode(errors="replace")
+
+
+def program(name: str) -> Path:
+    """The file that is run by that name; one that is not there where there is none.
+
+    shutil has it too, and takes milliseconds to load.
+    """
+    places = (Path(directory, name) for directory in os.get_exec_path())
+    found = (path for path in places if path.is_file() and os.access(path, os.X_OK))
+    return next(found, Path("/nonexistent"))
 
 
 def plain(text: str) -> str:
     """The text without colours and other control characters: it is shown on terminals."""
-    return _CONTROL.sub("", text)
+    return re.sub(_CONTROL, "", text)
 
 
 def _reason(stderr: str) -> str:

@@ -2,7 +2,6 @@
 """Bringing a model up: a restore of its image where it has one, else a cold start."""
 
 import contextlib
-import importlib
 import logging
 import time
 from collections.abc import Callable
@@ -12,15 +11,26 @@ from pathlib import Path
 from .. import files
 from ..config import ModelConfig
 from ..events import Event, about
-from . import canary, cgroup, cuda_standby, engine, identity, imaging, place, port, shortage, vllm
+from . import (
+    canary,
+    cgroup,
+    cuda_standby,
+    engine,
+    identity,
+    later,
+    place,
+    port,
+    server,
+    shortage,
+    vllm,
+)
 from .activation import Way
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, settle
 from .container import Container
 from .identity import Identity
-from .meanwhile import Asked
+from .meanwhile import ask
 from .moves import Stopwatch
 from .process import CommandFailed
-from .server import WrongAnswer
 
 log = logging.getLogger("llmux-model")
 
@@ -86,11 +96,11 @@ class Start:
         CommandFailed where podman does not work, or its network cannot be closed: nothing was done.
         """
         self._watch.way = Way.RESTORE
-        closing = Asked(self._container.network.close)
+        closing = ask(self._container.network.close)
         try:
             return self._restore(closing)
         except CannotRestore as reason:
-            closing.answer()
+            closing()
             self._watch.way = Way.COLD
             log.info("cold start: %s", reason, extra=about(Event.MODEL_COLD_START))
             # Where podman does not work this fails, and the checkpoint is good for another time.
@@ -99,19 +109,17 @@ class Start:
             void_checkpoint(self._model.name, reason.why)
             return replace(self._start_cold(), why_cold=str(reason))
 
-    def _restore(self, closing: Asked[None]) -> Running:
+    def _restore(self, closing: Callable[[], None]) -> Running:
         """Restore if there is something to restore; CannotRestore has the reason otherwise."""
         with self._watch.part("look"):
             record = self._usable()
         with self._watch.part("close"):
-            closing.answer()
+            closing()
         self._tell("restoring the checkpoint")
         begin = time.time()
-        # The health is asked for by it, and it takes time to load.
-        Asked(lambda: importlib.import_module("http.client"))
         try:
             with self._watch.part("restore"), self._cuda():
-                self._container.restore(self._model.restore_timeout)
+                self._container.restore(self._model.restore_timeout, later.load)
         except (CommandFailed, OSError) as error:
             disks = Path(record.directory).parent, files.runtime_root()
             self._blame_host(record, str(error), begin, shortage.of_disks(disks))
@@ -121,7 +129,7 @@ class Start:
         # podman needs 0.1 s to tell. No process may begin while it restores: it moves all that are
         # in the unit's cgroup out of the way, and one that it has missed makes the kernel refuse
         # the container's (`cg: Can't move 1 into …: Operation not supported`, one of 47 restores).
-        image = Asked(self._container.image_id)
+        image = ask(self._container.image_id)
         try:
             running = self._wait_healthy(record.port, self._model.restore_timeout)
         except (CommandFailed, OSError, engine.EngineDied, engine.EngineTimeout) as error:
@@ -130,7 +138,7 @@ class Start:
         try:
             with self._watch.part("wake"):
                 vllm.take_up(record.port, record.back)
-        except WrongAnswer as error:
+        except server.WrongAnswer as error:
             self._blame_host(record, str(error), begin)
             # Somebody else may fill the GPU just now. Twice in a row it is the sleep's fault.
             if not record.trial:
@@ -139,7 +147,7 @@ class Start:
         try:
             with self._watch.part("canary"):
                 self._check_canary(record)
-        except WrongAnswer as error:
+        except server.WrongAnswer as error:
             self._blame_host(record, str(error), begin)
             # Perhaps it would have, had it not slept.
             record = replace(record, slept_badly=bool(record.back) and not record.trial)
@@ -153,6 +161,9 @@ class Start:
     def _cuda(self) -> contextlib.AbstractContextManager[None]:
         """What CRIU's CUDA plugin asks is answered, and the GPU initialized, while CRIU reads."""
         model = self._model
+        if not model.device_names:
+            # It is not even loaded by then.
+            return contextlib.nullcontext()
         return cuda_standby.standing_by(model.name, model.device_names, initialize=True)
 
     def _usable(self) -> Checkpoint:
@@ -166,7 +177,7 @@ class Start:
         model = self._model
         here = identity.here(model.definition, record.identity.image_id, model.device_names)
         try:
-            imaging.settle(Path(record.directory), record)
+            settle(Path(record.directory), record)
             why_not = record.why_not(here)
         except OSError as error:
             why_not = f"its files cannot be read: {error.strerror}"
@@ -219,7 +230,7 @@ class Start:
             return
         answer = canary.ask_canary(record.port, record.canary_prompt, record.question)
         if not canary.agree(record.canary, answer):
-            raise WrongAnswer(
+            raise server.WrongAnswer(
                 f"its canary says {answer or 'nothing'}, before the checkpoint {record.canary}"
             )
 
@@ -257,10 +268,10 @@ class Start:
         return facts.pid, facts.conmon_pid
 
 
-def _check_image(record: Checkpoint, image: Asked[str]) -> None:
+def _check_image(record: Checkpoint, image: Callable[[], str]) -> None:
     """CannotRestore where a cold start would use another image than the one restored."""
     try:
-        found = replace(record.identity, image_id=image.answer())
+        found = replace(record.identity, image_id=image())
     except CommandFailed as error:
         log.warning("whether its container image changed is not known: %s", error)
         return

@@ -37,6 +37,12 @@ async def _tidy(_bounded: None) -> AsyncIterator[None]:
 
 
 @pytest.fixture(autouse=True)
+def _no_unit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who attends a model has nobody to notify."""
+    monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
+
+
+@pytest.fixture(autouse=True)
 def directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """State and run-time directories of the test's own; their common parent."""
     monkeypatch.setenv("STATE_DIRECTORY", str(tmp_path / "state"))

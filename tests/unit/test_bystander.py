@@ -3,13 +3,12 @@
 
 import json
 from pathlib import Path
-from unittest.mock import MagicMock
 
 import pytest
 
 from llmuxd import __version__, files, names, stored
 from llmuxd.config import ModelConfig
-from llmuxd.model import attending, cgroup
+from llmuxd.model import cgroup
 from llmuxd.model.activation import Leave, order_leave
 from llmuxd.model.attending import DiedAlone
 from llmuxd.model.bystander import Bystander
@@ -30,7 +29,6 @@ def did(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     def look(container: Container) -> Facts:
         return Facts("c1", "i1", not done, 1, 2, tmp_path)
 
-    monkeypatch.setattr(attending, "sdnotify", MagicMock())
     monkeypatch.setattr(cgroup, "kill_others", lambda: None)
     monkeypatch.setattr(Container, "inspect", look)
     for name in ("halt", "kill", "stop", "remove", "checkpoint"):

@@ -21,7 +21,7 @@ def argv_of(model: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What podman is called with to start the model."""
     seen: list[str] = []
 
-    def run(argv: Sequence[str], timeout: float) -> str:
+    def run(argv: Sequence[str], timeout: float, **_: object) -> str:
         seen.extend(argv)
         return ""
 
@@ -243,7 +243,7 @@ class Podman:
         self.told: list[str] = []
         self._answers = answers
 
-    def run(self, argv: Sequence[str], timeout: float, *, merge: bool = False) -> str:
+    def run(self, argv: Sequence[str], timeout: float, *, merge: bool = False, **_: object) -> str:
         verb = argv[2] if argv[1] == "container" else argv[1]
         self.told.append(verb)
         answers = self._answers.get(verb, [""])

@@ -26,7 +26,7 @@ from llmuxd.model import (
     vram,
 )
 from llmuxd.model.activation import RELEASED, Activation
-from llmuxd.model.checkpoint import SHM, Checkpoint
+from llmuxd.model.checkpoint import SHM, Checkpoint, settle
 from llmuxd.model.container import Container, Facts
 from llmuxd.model.imaging import Written
 from llmuxd.model.keeping import Limits, Room
@@ -170,7 +170,7 @@ def test_a_crash_in_the_middle_leaves_the_one_before(container: FakeContainer) -
     with pytest.raises(SystemExit):
         dump(container, "second")
     assert not imaging.is_whole(container.facts, RUN)
-    imaging.settle(container.facts.checkpoint_directory, Checkpoint.load("a"))
+    settle(container.facts.checkpoint_directory, Checkpoint.load("a"))
     assert texts(container) == image("first")
     assert imaging.is_whole(container.facts, RUN)
 
@@ -184,7 +184,7 @@ def test_a_crash_behind_the_dump_leaves_the_one_before_with_its_shm(
         patched.setattr(imaging, "_sync", lambda *_, **__: crash())
         dump(container, "second")
     assert shm.read_text() == "second"
-    imaging.settle(container.facts.checkpoint_directory, Checkpoint.load("a"))
+    settle(container.facts.checkpoint_directory, Checkpoint.load("a"))
     assert texts(container) == image("first")
     assert shm.read_text() == "first"
     dump(container, "third")
@@ -196,7 +196,7 @@ def test_a_crash_before_the_dump_began_does_too(container: FakeContainer) -> Non
     dump(container, "first")
     directory = container.facts.checkpoint_directory
     directory.rename(directory.with_name("checkpoint.before"))
-    imaging.settle(directory, Checkpoint.load("a"))
+    settle(directory, Checkpoint.load("a"))
     assert imaging.is_whole(container.facts, RUN)
 
 
@@ -208,7 +208,7 @@ def test_a_crash_after_the_record_was_written_leaves_the_new_one(
         patched.setattr(imaging, "settle", lambda *_: crash())
         dump(container, "second")
     assert len(texts(container)) == 4
-    imaging.settle(container.facts.checkpoint_directory, Checkpoint.load("a"))
+    settle(container.facts.checkpoint_directory, Checkpoint.load("a"))
     assert texts(container) == image("second")
 
 

@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import sdnotify
 
 from llmuxd import files
 from llmuxd.config import ModelConfig, Sleep, Snapshot, Tier
@@ -27,16 +26,8 @@ HERE = an_identity(MODEL)
 TUNED = Tuning("a", HERE, 1.0, (), {Tier.CHECKPOINT: Sleep.LEVEL_1, Tier.PARK: Sleep.LEVEL_2})
 
 
-class Nobody:
-    """Hears what systemd is told."""
-
-    def notify(self, state: str) -> None:
-        pass
-
-
 @pytest.fixture(autouse=True)
-def systemd(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sdnotify, "SystemdNotifier", Nobody)
+def nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resident, "listen", lambda model: None)
 
 

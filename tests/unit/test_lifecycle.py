@@ -7,14 +7,13 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from unittest.mock import MagicMock
 
 import pytest
 
 from llmuxd import __version__, files
 from llmuxd.config import ModelConfig, Snapshot
 from llmuxd.events import Event
-from llmuxd.model import attending, cgroup, imaging, lifecycle, parking
+from llmuxd.model import cgroup, imaging, lifecycle, parking
 from llmuxd.model.activation import (
     Activation,
     Leave,
@@ -44,7 +43,6 @@ def did(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[str]]:
     replace(an_activation("a", 1), snapshot=Snapshot.LIVE).save()
     Parked(whole=True, vram={0: 5}).save("a")
     facts = Facts("c1", "i1", True, 1, 2, tmp_path)
-    monkeypatch.setattr(attending, "sdnotify", MagicMock())
     monkeypatch.setattr(cgroup, "kill_others", lambda: done.append("kill_others"))
     monkeypatch.setattr(Container, "inspect", lambda _: facts)
     monkeypatch.setattr(imaging, "is_whole", _is_whole)

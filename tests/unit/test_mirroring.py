@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-import sdnotify
 
 from llmuxd import files, names
 from llmuxd.config import parse
@@ -40,19 +39,11 @@ class Systemctl:
         return str(self.main) if argv[1] == "show" else ""
 
 
-class Nobody:
-    """Hears what the unit would tell systemd."""
-
-    def notify(self, state: str) -> None:
-        """No more than that."""
-
-
 @pytest.fixture
 def systemctl(monkeypatch: pytest.MonkeyPatch) -> Systemctl:
     files.runtime_root().mkdir(parents=True, exist_ok=True)
     monkeypatch.setattr(resident, "listen", lambda model: None)
     stand_in = Systemctl()
-    monkeypatch.setattr(sdnotify, "SystemdNotifier", Nobody)
     monkeypatch.setenv("MAINPID", "1")
     monkeypatch.setattr(mirroring, "run", stand_in.run)
     monkeypatch.setattr(cgroup, "of_unit", lambda unit: Path("/cgroup", unit))

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -76,3 +77,19 @@ def test_what_takes_too_long_is_ended() -> None:
 )
 def test_reason_is_the_cause(stderr: str, reason: str) -> None:
     assert _reason(stderr) == reason
+
+
+def test_what_is_done_meanwhile_is_done_beside_it(tmp_path: Path) -> None:
+    done = tmp_path / "done"
+    code = f"import os, time\nwhile not os.path.exists({str(done)!r}): time.sleep(0.001)\nprint(1)"
+    argv = [sys.executable, "-S", "-E", "-c", code]
+    assert run(argv, 9.0, meanwhile=done.touch) == "1\n"
+
+
+def test_a_command_does_not_outlive_what_failed_meanwhile() -> None:
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    # Within the time that a test has.
+    with pytest.raises(ZeroDivisionError):
+        run(["sleep", "600"], 900.0, meanwhile=fail)

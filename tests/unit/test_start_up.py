@@ -4,21 +4,79 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
-# Each is of no use to a start that comes from an image, and takes milliseconds.
+import pytest
+
+from llmuxd import accepted, files
+from llmuxd.llmux_yaml import parse
+from llmuxd.model import identity, later
+from llmuxd.model.checkpoint import Checkpoint, manifest
+
+MODEL = parse("models: {a: {image: localhost/mine, devices: []}}", Path("llmux.yaml"))
+# Each takes milliseconds, and podman restores without it.
 LATER = {
-    *("argparse", "asyncio", "ctypes", "yaml"),
+    *("argparse", "asyncio", "ctypes", "http.client", "shutil", "typing", "yaml"),
     *("llmuxd.llmux_yaml", "llmuxd.meter.reading", "llmuxd.model.gpu", "llmuxd.model.sweeping"),
+    *(f"llmuxd.model.{name}" for name in later.MODULES),
 }
+# Runs the helper as it is installed, until it would run what restores.
+HELPER = """
+import sys
+
+def look(event, told):
+    if event == "subprocess.Popen" and "restore" in told[1]:
+        import json, os
+        real = [name for name, each in sys.modules.items() if type(each).__name__ != "_LazyModule"]
+        print(json.dumps(real), flush=True)
+        os._exit(0)
+
+sys.addaudithook(look)
+sys.argv[1:] = ["start", "--", "a"]
+from llmuxd.model.handing import main
+sys.exit(main())
+"""
 
 
-def test_a_start_loads_nothing_that_it_does_not_need() -> None:
-    code = "import json, sys, llmuxd.model.__main__; print(json.dumps(sorted(sys.modules)))"
+@pytest.fixture
+def restorable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model with a good image, on a host that has what it takes to restore it."""
+    programs, image = tmp_path / "bin", tmp_path / "image"
+    for directory in (programs, image, files.runtime_root()):
+        directory.mkdir()
+    for name in ("criu", "nft", "podman"):
+        (programs / name).write_text("#!/bin/sh\necho 1.0\n")
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(programs), prepend=":")
+    (image / "inventory.img").touch()
+    accepted.publish(MODEL)
+    model = MODEL.models["a"]
+    Checkpoint(
+        model.name, "c0ffee", 21005, identity.here(model.definition, "i1", ()),
+        0.0, 1.0, 0, str(image), manifest(image),
+    ).save()  # fmt: skip
+
+
+@pytest.mark.usefixtures("restorable")
+def test_a_start_loads_nothing_that_it_does_not_need_before_podman() -> None:
+    told = subprocess.run(
+        [sys.executable, "-P", "-c", f"import sys; sys.path[:0] = {sys.path!r}\n{HELPER}"],
+        capture_output=True,
+        check=True,
+    )
+    loaded = set(json.loads(told.stdout))
+    assert "llmuxd.model.starting" in loaded
+    assert sorted(loaded & LATER) == []
+
+
+def test_all_that_is_put_off_is_loaded_meanwhile() -> None:
+    code = (
+        "import sys, llmuxd.model; from llmuxd.model import later; later.put_off(); later.load();"
+        "print([type(sys.modules[f'llmuxd.model.{n}']).__name__ for n in later.MODULES])"
+    )
     told = subprocess.run(
         [sys.executable, "-P", "-c", f"import sys; sys.path[:0] = {sys.path!r}; {code}"],
         capture_output=True,
         check=True,
     )
-    loaded = set(json.loads(told.stdout))
-    assert "llmuxd.model.lifecycle" in loaded
-    assert not loaded & LATER
+    assert set(json.loads(told.stdout.replace(b"'", b'"'))) == {"module"}

@@ -17,7 +17,7 @@ from llmuxd.meter.reading import GpuMemory, Holder, Reading
 from llmuxd.model import cgroup, cuda_standby, engine, identity, port, starting, vllm, vram
 from llmuxd.model.checkpoint import Checkpoint, manifest
 from llmuxd.model.container import Container
-from llmuxd.model.meanwhile import Asked
+from llmuxd.model.meanwhile import ask
 from llmuxd.model.moves import Stopwatch
 from llmuxd.model.process import CommandFailed
 from llmuxd.model.server import WrongAnswer
@@ -46,7 +46,7 @@ class Podman(Container):
             raise self._image
         return self._image
 
-    def restore(self, timeout: float) -> None:
+    def restore(self, timeout: float, meanwhile: Callable[[], None] = lambda: None) -> None:
         self.events.append("restore")
         # podman moves what runs in the unit's cgroup, and misses who begins just then.
         assert not self.asked.is_set()
@@ -75,7 +75,7 @@ def checkpointed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def _restore(
     podman: Podman, close: Callable[[], None] = lambda: None, model: ModelConfig = MODEL
 ) -> Running:
-    return Start(model, podman, lambda _: None, Stopwatch("restore"))._restore(Asked(close))
+    return Start(model, podman, lambda _: None, Stopwatch("restore"))._restore(ask(close))
 
 
 @pytest.mark.usefixtures("checkpointed")
@@ -99,8 +99,13 @@ def test_the_driver_is_made_ready_beside_podman(monkeypatch: pytest.MonkeyPatch)
         podman.events.append("end")
 
     monkeypatch.setattr(cuda_standby, "standing_by", standing_by)
+    monkeypatch.setattr(Start, "_usable", lambda start: Checkpoint.load(MODEL.name))
+    on_a_gpu = replace(MODEL, devices=("nvidia.com/gpu=0",))
+    _restore(podman, model=on_a_gpu)
+    assert podman.events == [(MODEL.name, on_a_gpu.device_names, True), "restore", "end"]
+    podman.events.clear()
     _restore(podman)
-    assert podman.events == [(MODEL.name, MODEL.device_names, True), "restore", "end"]
+    assert podman.events == ["restore"]
 
 
 @pytest.mark.usefixtures("checkpointed")

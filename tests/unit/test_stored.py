@@ -11,7 +11,6 @@ import shutil
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
-from unittest.mock import MagicMock
 
 import pytest
 
@@ -19,7 +18,7 @@ from llmuxd import config, files, names, stored
 from llmuxd.costs import Cost
 from llmuxd.errors import StateNotKept, StateTooNew
 from llmuxd.model import __main__ as helper
-from llmuxd.model import attending, checkpoint
+from llmuxd.model import checkpoint
 from llmuxd.model.bystander import Bystander
 from llmuxd.model.checkpoint import Checkpoint
 from llmuxd.model.identity import Identity
@@ -29,12 +28,6 @@ from llmuxd.switcher.costbook import CostBook
 
 FORMS = Path(__file__).with_name("forms")
 OPT, GEMMA = "facebook/opt-125m", "gemma-3-270m"
-
-
-@pytest.fixture(autouse=True)
-def without_systemd(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who attends a model has nobody to notify."""
-    monkeypatch.setattr(attending, "sdnotify", MagicMock())
 
 
 def kept(form: int | str) -> Path:

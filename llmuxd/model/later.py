@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: MIT
+"""What a start from an image needs once podman has restored it, and is loaded meanwhile.
+
+Somebody waits for each module that is loaded before podman runs, and for none that is loaded beside
+it: that takes longer, and the host has another processor. Until then each of these stands in its
+place empty, and whoever uses it sooner, a cold start say, has it loaded by that.
+"""
+
+import sys
+from importlib import import_module
+from importlib.util import LazyLoader, find_spec, module_from_spec
+
+MODULES = (
+    "caches",
+    "canary",
+    "cgroup",
+    "cuda_standby",
+    "engine",
+    "freezer",
+    "imaging",
+    "keeping",
+    "mirrored",
+    "parking",
+    "place",
+    "resident",
+    "seccomp",
+    "server",
+    "shortage",
+    "signals",
+    "tuning",
+    "vllm",
+)
+# The health is asked for by it, and it takes longer to load than all of these.
+_HTTP = "http.client"
+
+
+def put_off() -> None:
+    """Before anything that imports one of them as a module: `from . import canary`."""
+    package = sys.modules[__package__]
+    for name in MODULES:
+        spec = find_spec(f"{__package__}.{name}")
+        assert spec is not None and spec.loader is not None
+        spec.loader = LazyLoader(spec.loader)
+        module = module_from_spec(spec)
+        sys.modules[spec.name] = module
+        setattr(package, name, module)
+        spec.loader.exec_module(module)
+
+
+def load() -> None:
+    """Load all of them that are not yet; no other thread may use one meanwhile (Python 3.11)."""
+    import_module(_HTTP)
+    for name in MODULES:
+        # Any attribute does it.
+        assert import_module(f".{name}", __package__).__doc__
