@@ -2,6 +2,7 @@
 import json
 from collections.abc import Sequence
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +15,7 @@ from llmuxd.model.process import CommandFailed
 
 MODEL = ModelConfig("a", "i")
 NAME = names.container("a")
+LOAD = ["nft", "--file", str(network.RULES)]
 
 
 class Podman:
@@ -22,12 +24,15 @@ class Podman:
     def __init__(self, **fails: str):
         self.fails = {tuple(key.split("_")): reason for key, reason in fails.items()}
         self.called: list[list[str]] = []
+        self.table = "table inet llmux {}"
 
     def run(self, argv: Sequence[str], timeout: float) -> str:
         self.called.append(list(argv))
         for words, reason in self.fails.items():
             if tuple(argv[: len(words)]) == words:
                 raise CommandFailed(argv, 125, reason)
+        if argv[:2] == ["nft", "list"]:
+            return self.table
         return json.dumps([{"labels": {LABEL: "a/b"}}]) if "ls" in argv else ""
 
     @property
@@ -70,7 +75,35 @@ def test_the_rules_are_loaded_where_something_is_closed(
     reach: str, loaded: int, podman: Podman
 ) -> None:
     Network(ModelConfig("a", "i", network=Reach(reach))).close()
-    assert podman.called == [["nft", "--file", str(network.RULES)]] * loaded
+    assert podman.called.count(LOAD) == loaded
+
+
+@pytest.mark.parametrize("by", ["others", "an upgrade", "a reboot"])
+def test_rules_that_are_in_force_are_not_loaded_again(
+    by: str, podman: Podman, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = Network(MODEL)
+    mine.close()
+    mine.close()
+    assert podman.called.count(LOAD) == 1
+    match by:
+        case "others":
+            podman.table = "table inet llmux { flags dormant }"
+        case "an upgrade":
+            changed = tmp_path / "network.nft"
+            changed.write_text("table inet llmux")
+            monkeypatch.setattr(network, "RULES", changed)
+        case _:
+            monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path / "another"))
+    mine.close()
+    assert podman.called.count(["nft", "--file", str(network.RULES)]) == 2 - (by == "an upgrade")
+
+
+@pytest.mark.parametrize("podman", [{"nft_list": "No such file or directory"}], indirect=True)
+def test_rules_that_are_gone_are_loaded_each_time(podman: Podman) -> None:
+    for _ in range(2):
+        Network(MODEL).close()
+    assert podman.called.count(LOAD) == 2
 
 
 def test_the_rules_know_every_bridge() -> None:
