@@ -9,9 +9,9 @@ import hashlib
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
+from .. import files
 from ..config import CONTAINER_FORM
 from .process import CommandFailed, program, run
 
@@ -125,15 +125,21 @@ def _criu_version() -> str:
     """CRIU's version as it prints it, one line; empty where there is none."""
     try:
         found = program("criu").stat()
-        return _criu_version_of(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+        this = [found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns]
+        told = files.read_json(_criu()) or {}
+        if told.get("program") != this:
+            version = " ".join(run(["criu", "--version"], QUERY_TIMEOUT).split())
+            told = {"program": this, "version": version}
+            with contextlib.suppress(OSError):
+                files.write_json(_criu(), told)
+        return str(told.get("version", ""))
     except (OSError, CommandFailed):
         return ""
 
 
-@cache
-def _criu_version_of(*program: int) -> str:
-    """Of that very file: whoever stops a model has asked when it was started."""
-    return " ".join(run(["criu", "--version"], QUERY_TIMEOUT).split())
+def _criu() -> Path:
+    """What that very program said of its version: each start would wait for it to say so again."""
+    return files.runtime_root() / "criu.json"
 
 
 def _gpus(directory: Path) -> str:

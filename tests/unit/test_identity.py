@@ -125,3 +125,19 @@ def test_another_form_of_container_is_told_from_another_definition(
     assert taken.redefined("d") == why
     here = Identity("d", "i", "m", "k", "c", container_form=identity.FORM)
     assert taken.difference(here) == why
+
+
+def test_criu_is_asked_its_version_once(host: Path) -> None:
+    program = host / "bin/criu"
+    asked = host / "asked"
+
+    def install(version: str) -> None:
+        program.unlink(missing_ok=True)
+        program.write_text(f"#!/bin/sh\necho >> {asked}\necho 'Version: {version}'\n")
+        program.chmod(0o755)
+
+    install("4.2")
+    assert {identity.here("d", "i", []).criu for _ in range(3)} == {"Version: 4.2"}
+    assert asked.read_text() == "\n"
+    install("4.2.1")
+    assert identity.here("d", "i", []).criu == "Version: 4.2.1"

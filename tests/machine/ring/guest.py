@@ -109,8 +109,8 @@ def leftovers() -> list[str]:
     """What runs, or holds a port, although every unit was stopped."""
     left = [f"container {line}" for line in sh("podman", "ps", "-q").splitlines()]
     # What the last ways in and out took is for whoever wants to know it after the unit's end.
-    # Who was to leave for whom is for the next llmuxd, which rules are in force for the next start.
-    kept = (".lock", ".in.json", ".out.json", "succession.json", "network.json")
+    # Who was to leave for whom is for the next llmuxd, what the host has to offer for any start.
+    kept = (".lock", ".in.json", ".out.json", "succession.json", "network.json", "criu.json")
     files = [path for path in Path("/run/llmux").glob("*") if not path.name.endswith(kept)]
     left += [f"file {path}" for path in files]
     left += [
