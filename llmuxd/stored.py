@@ -14,15 +14,14 @@ identity may be ignored.
 
 import contextlib
 import fcntl
-import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from . import files
+from . import files, loggers
 from .errors import StateNotKept, StateTooNew
 
-log = logging.getLogger(__name__)
+log = loggers.named(__name__)
 
 FORM = 2
 

@@ -3,12 +3,11 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from .. import accepted, config, journal, names, stored
+from .. import accepted, config, loggers, names, stored
 from ..errors import LlmuxError, NoSuchModel, StateNotKept, StateTooNew
 from ..events import Event, about
 from . import keeping, mirrored, parking, shortage
@@ -18,7 +17,7 @@ from .notify import notify
 from .process import CommandFailed
 from .starting import StartFailed
 
-log = logging.getLogger("llmux-model")
+log = loggers.named("llmux-model")
 
 VERBS = ("start", "stop", "reload", "clean-up")
 
@@ -36,7 +35,10 @@ class Arguments:
 def main() -> int:
     """Entry point; the exit status is 0, 1 where the model failed, 2 where it is not known."""
     arguments = _arguments()
-    journal.set_up(verbose=arguments.verbose)
+    if arguments.verbose:
+        _set_up_log(verbose=True)
+    else:
+        loggers.before_first(_set_up_log)
     try:
         name = names.unescape(arguments.instance)
         model = _model(name, arguments.config, arguments.verb)
@@ -46,6 +48,12 @@ def main() -> int:
         log.error("%s", error)
         return 2
     return _run(arguments.verb, _attending(model, arguments.config), arguments.config)
+
+
+def _set_up_log(verbose: bool = False) -> None:
+    from .. import journal
+
+    journal.set_up(verbose)
 
 
 def _arguments() -> Arguments:

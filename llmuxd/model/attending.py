@@ -4,12 +4,11 @@
 from __future__ import annotations
 
 import importlib
-import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from .. import __version__
+from .. import __version__, loggers
 from ..config import Sleep
 from ..events import Event, about
 from . import parking, resident
@@ -31,7 +30,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
 
-log = logging.getLogger("llmux-model")
+log = loggers.named("llmux-model")
 
 
 class DiedAlone(Exception):

@@ -5,15 +5,14 @@ That is so once llmuxd was put back to an older release while the model ran. Its
 and everything else stays for the newer release to come back to.
 """
 
-import logging
-
+from .. import loggers
 from . import parking
 from .activation import Activation, LeaveOrder, mark_kept
 from .container import Facts
 from .lifecycle import Lifecycle
 from .moves import Direction, Stopwatch
 
-log = logging.getLogger("llmux-model")
+log = loggers.named("llmux-model")
 
 
 class Bystander(Lifecycle):

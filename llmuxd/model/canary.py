@@ -8,15 +8,15 @@ second. A model may have a question of its own instead.
 
 import http
 import json
-import logging
 import math
 from typing import Any
 
+from .. import loggers
 from ..config import Engine, ModelConfig, Question
 from .activation import Activation
 from .server import WrongAnswer, ask, fetch
 
-log = logging.getLogger("llmux-model")
+log = loggers.named("llmux-model")
 
 _ENGINES = (Engine.VLLM, Engine.LLAMA_SERVER)
 # What servers tell beside the answer, and tell anew each time.

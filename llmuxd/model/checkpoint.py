@@ -7,17 +7,16 @@ definition. A record that is absent, or that says why not, means: start cold.
 
 import contextlib
 import hashlib
-import logging
 import os
 import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from .. import files, names
+from .. import files, loggers, names
 from ..config import CANARY_PROMPT, Question, Sleep
 from .identity import Identity, of_json
 
-log = logging.getLogger("llmux-model")
+log = loggers.named("llmux-model")
 
 # Larger files of an image are known by their size alone.
 HASHED_SIZE = 1 << 20

@@ -2,21 +2,20 @@
 """podman command lines for one model's container; the only file that knows podman's flags."""
 
 import json
-import logging
 import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from .. import files, names
+from .. import files, loggers, names
 from ..config import ModelConfig
 from . import caches, seccomp, vllm
 from .activation import conmon_pidfile
 from .network import Network
 from .process import CommandFailed, plain, run
 
-log = logging.getLogger("llmux-model")
+log = loggers.named("llmux-model")
 
 # A container's own end is bounded by podman's --time; these bound podman itself.
 QUERY_TIMEOUT = 30.0

@@ -7,18 +7,17 @@ import. Without the service all works as well, only later; so its absence is no 
 """
 
 import contextlib
-import logging
 import socket
 import subprocess
 import sys
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from .. import run_files
+from .. import loggers, run_files
 from .cuda_asking import INITIALIZE
 from .meanwhile import ask
 
-log = logging.getLogger("llmux-model")
+log = loggers.named("llmux-model")
 
 _TOP = Path(__file__).parents[2]
 # Isolated, and without the search for packages: it needs this one, and no other.

@@ -6,7 +6,6 @@ does not come to its end, whoever crashed: `checkpoint.settle` finds out which o
 """
 
 import contextlib
-import logging
 import os
 import shutil
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 
+from .. import loggers
 from ..config import Sleep, Snapshot
 from ..events import Event, about
 from . import canary, cgroup, cuda_standby, identity, parking, place, vllm
@@ -25,7 +25,7 @@ from .moves import Stopwatch
 from .process import TIMED_OUT, CommandFailed
 from .server import WrongAnswer
 
-log = logging.getLogger("llmux-model")
+log = loggers.named("llmux-model")
 
 
 class Written(StrEnum):

@@ -7,13 +7,12 @@ wait for just now.
 """
 
 import contextlib
-import logging
 import shutil
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from .. import names
+from .. import loggers, names
 from ..config import Config, ModelConfig
 from ..events import Event, about
 from . import cgroup, place
@@ -22,7 +21,7 @@ from .checkpoint import Checkpoint, disk_usage, recorded, used_at
 from .container import Container
 from .process import CommandFailed
 
-log = logging.getLogger("llmux-model")
+log = loggers.named("llmux-model")
 
 # Without `checkpoint_space`: a full disk is the end of podman, and of much else.
 SHARE = 0.8

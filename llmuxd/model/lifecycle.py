@@ -7,13 +7,12 @@ nothing that holds the GPU, a port or half a container is left, whoever died and
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from .. import run_files, stored
+from .. import loggers, run_files, stored
 from ..config import ModelConfig, Snapshot, Tier
 from ..errors import StateTooNew
 from ..events import Event, about
@@ -39,7 +38,7 @@ from .notify import notify
 from .process import CommandFailed
 from .starting import Running, Start, void_checkpoint
 
-log = logging.getLogger("llmux-model")
+log = loggers.named("llmux-model")
 
 # What podman itself may take on top of the configured time for the server's start.
 PODMAN_MARGIN = 600.0

@@ -5,9 +5,9 @@ The model's own unit is its mirror: it starts that unit and stops it, parks it, 
 one's main process does. What is in that unit, and how it is run, is its own business.
 """
 
-import logging
 import os
 
+from .. import loggers
 from ..config import ModelConfig
 from . import canary, cgroup, engine, mirrored, parking
 from .activation import (
@@ -25,7 +25,7 @@ from .notify import notify
 from .process import CommandFailed, run
 from .starting import StartFailed
 
-log = logging.getLogger("llmux-model")
+log = loggers.named("llmux-model")
 
 SHOW_LIMIT = 30.0
 # Units have limits of their own; this is for one that has none.

@@ -7,17 +7,16 @@ the like for the parts.
 """
 
 import contextlib
-import logging
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from .. import files, names
+from .. import files, loggers, names
 from ..events import Event, about
 
-log = logging.getLogger("llmux-model")
+log = loggers.named("llmux-model")
 
 
 class Direction(StrEnum):

@@ -5,12 +5,11 @@ It happens in the unit, by its ExecReload: `systemctl reload` of a parked model 
 no GPU is just frozen.
 """
 
-import logging
 import os
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from .. import files
+from .. import files, loggers
 from ..events import Event, about
 from . import canary, cgroup, freezer, signals, vllm
 from .activation import Activation, parked_path, parked_vram
@@ -20,7 +19,7 @@ from .server import WrongAnswer
 # What is needed by a model with a GPU that is parked or woken alone: a start would wait for it.
 LATER = ("gpu", "vram")
 
-log = logging.getLogger("llmux-model")
+log = loggers.named("llmux-model")
 
 # Each step of the driver: 80 GB at the 2 GB/s that were measured on an H100 take 40 s.
 STEP_LIMIT = 240.0

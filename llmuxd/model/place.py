@@ -5,15 +5,14 @@ The link is made before a container's first dump and stays for as long as the co
 restored from where it was written, whatever llmux.yaml says by then.
 """
 
-import logging
 import shutil
 import stat
 from pathlib import Path
 
-from .. import names
+from .. import loggers, names
 from .checkpoint import Checkpoint
 
-log = logging.getLogger("llmux-model")
+log = loggers.named("llmux-model")
 
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 

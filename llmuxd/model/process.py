@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: MIT
 """One way to run a command: clean environment, no input, output kept, a log line to paste."""
 
-import logging
 import os
 import re
 import shlex
@@ -9,7 +8,9 @@ import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-log = logging.getLogger(__name__)
+from .. import loggers
+
+log = loggers.named(__name__)
 
 # podman needs these and nothing else of what a unit has.
 _PASSED = ("PATH", "HOME", "INVOCATION_ID", "NOTIFY_SOCKET", "CONTAINERS_CONF", "TMPDIR")

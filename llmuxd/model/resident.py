@@ -10,7 +10,6 @@ the container.
 
 import contextlib
 import gc
-import logging
 import os
 import select
 import socket
@@ -18,11 +17,12 @@ import struct
 import time
 from collections.abc import Callable
 
+from .. import loggers
 from . import cgroup
 from .activation import socket_path
 from .handing import DONE
 
-log = logging.getLogger("llmux-model")
+log = loggers.named("llmux-model")
 
 # Who asks says a verb at once; whoever does not must not hold up the next one.
 HEAR_LIMIT = 1.0

@@ -2,13 +2,12 @@
 """Bringing a model up: a restore of its image where it has one, else a cold start."""
 
 import contextlib
-import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from .. import files
+from .. import files, loggers
 from ..config import ModelConfig
 from ..events import Event, about
 from . import (
@@ -32,7 +31,7 @@ from .meanwhile import ask
 from .moves import Stopwatch
 from .process import CommandFailed
 
-log = logging.getLogger("llmux-model")
+log = loggers.named("llmux-model")
 
 # Where nobody can tell who fills its GPU an image has failed so often, and for so many seconds,
 # before it is taken for one that never fits. ollama, say, leaves a GPU after 5 minutes.

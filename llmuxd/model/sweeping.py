@@ -11,8 +11,7 @@ container away, or its room is wanted (keeping.py): with an upgrade all of them 
 and whoever goes back to the release before has them still.
 """
 
-import logging
-
+from .. import loggers
 from ..config import ModelConfig
 from . import caches, identity, tuning
 from .activation import Busy
@@ -21,7 +20,7 @@ from .container import Container, network_owners
 from .keeping import InUse, at_rest, discard
 from .process import CommandFailed
 
-log = logging.getLogger("llmux-model")
+log = loggers.named("llmux-model")
 
 
 def sweep(models: dict[str, ModelConfig]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from llmuxd import accepted, files
+from llmuxd import accepted, files, stored
 from llmuxd.llmux_yaml import parse
 from llmuxd.model import identity, later
 from llmuxd.model.checkpoint import Checkpoint, manifest
@@ -16,8 +16,15 @@ from llmuxd.model.checkpoint import Checkpoint, manifest
 MODEL = parse("models: {a: {image: localhost/mine, devices: []}}", Path("llmux.yaml"))
 # Each takes milliseconds, and podman restores without it.
 LATER = {
-    *("argparse", "asyncio", "ctypes", "http.client", "shutil", "typing", "yaml"),
-    *("llmuxd.llmux_yaml", "llmuxd.meter.reading", "llmuxd.model.gpu", "llmuxd.model.sweeping"),
+    *("argparse", "asyncio", "ctypes", "http.client", "logging", "shutil"),
+    *("socket", "traceback", "typing", "yaml"),
+    *(
+        "llmuxd.journal",
+        "llmuxd.llmux_yaml",
+        "llmuxd.meter.reading",
+        "llmuxd.model.gpu",
+        "llmuxd.model.sweeping",
+    ),
     *(f"llmuxd.model.{name}" for name in later.MODULES),
 }
 # Runs the helper as it is installed, until it would run what restores.
@@ -50,6 +57,7 @@ def restorable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(programs), prepend=":")
     (image / "inventory.img").touch()
     accepted.publish(MODEL)
+    stored.bring_up_to_date()
     model = MODEL.models["a"]
     Checkpoint(
         model.name, "c0ffee", 21005, identity.here(model.definition, "i1", ()),
