@@ -30,8 +30,9 @@ MODULES = (
     "tuning",
     "vllm",
 )
-# The health is asked for by it, and it takes longer to load than all of these.
-_HTTP = "http.client"
+# The health is asked for by the one, and the first line is logged by the other; both take longer to
+# load than all of these.
+OTHERS = ("http.client", "llmuxd.journal")
 
 
 def put_off() -> None:
@@ -49,7 +50,8 @@ def put_off() -> None:
 
 def load() -> None:
     """Load all of them that are not yet; no other thread may use one meanwhile (Python 3.11)."""
-    import_module(_HTTP)
+    for name in OTHERS:
+        import_module(name)
     for name in MODULES:
         # Any attribute does it.
         assert import_module(f".{name}", __package__).__doc__

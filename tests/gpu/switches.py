@@ -214,7 +214,8 @@ def restore_log(notes: Notes, name: str, made: list[Move]) -> dict[str, str]:
     if not any(restored.items() <= move.items() for move in made):
         return {}
     # podman has it beside the image, until the next one.
-    return {"log": notes.keep("restore.log", guest.image(name).with_name(RESTORE_LOG))}
+    log = guest.image(name).with_name(RESTORE_LOG)
+    return {"log": notes.keep("restore.log", log)} if log.exists() else {}
 
 
 def out(notes: Notes, what: str, name: str, how: str = "checkpoint") -> None:
