@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Set
 
 from dbus_next import DBusError, Message, MessageType
 from dbus_next.aio import MessageBus
@@ -18,6 +18,7 @@ from dbus_next.aio import MessageBus
 from . import names
 from .caller import Caller
 from .errors import LlmuxError, SystemdUnreachable
+from .poised import Poised
 from .state import UnitStatus
 
 log = logging.getLogger(__name__)
@@ -57,6 +58,7 @@ class Units:
         self._status: dict[str, UnitStatus] = {}
         self._jobs: dict[str, asyncio.Future[str]] = {}
         self._ended: OrderedDict[str, str] = OrderedDict()
+        self._poised = Poised(self._job, self._known, self._tell)
         self._catching_up: asyncio.Task[None] | None = None
         self._bus: MessageBus | None = None
 
@@ -85,11 +87,11 @@ class Units:
 
     def running(self) -> list[str]:
         """The models whose units are not down, configured or not."""
-        return [name for name, status in self._status.items() if not status.down]
+        return [name for name in self._status if not self.status(name).down]
 
     def status(self, name: str) -> UnitStatus:
-        """The last that was heard of the model's unit."""
-        return self._status.get(name, UnitStatus())
+        """The last that was heard of the model's unit; of one that is poised, before that."""
+        return self._poised.shown(name)
 
     async def refresh(self, name: str) -> UnitStatus:
         """Ask systemd for the unit's status."""
@@ -98,9 +100,24 @@ class Units:
         self._set(name, UnitStatus(**{_KEYS[key]: str(value) for key, value in raw.items()}))
         return self.status(name)
 
+    @property
+    def poised(self) -> Set[str]:
+        """The models whose units wait for `start`, or are on their way back from there."""
+        return self._poised.names
+
+    def poise(self, name: str) -> None:
+        """Have the unit begin to start if it is down, and wait, with all loaded, for `start`."""
+        if self.status(name).down:
+            self._poised.add(name)
+
+    def withdraw(self, name: str) -> None:
+        """Stop the unit again that is poised."""
+        self._poised.withdraw(name)
+
     async def start(self, name: str) -> str:
         """Start the unit and wait for its job; the result in systemd's words, `done` if good."""
-        return await self._job("StartUnit", name)
+        result = await self._poised.go_on(name)
+        return await self._job("StartUnit", name) if result is None else result
 
     async def stop(self, name: str) -> str:
         """Stop the unit and wait for its job; the job's result."""
@@ -116,10 +133,11 @@ class Units:
         await self.refresh(name)
 
     async def close(self) -> None:
-        """End the process that calls PID 1."""
+        """End the process that calls PID 1; what is poised ends itself."""
         if self._catching_up is not None:
             self._catching_up.cancel()
             await asyncio.gather(self._catching_up, return_exceptions=True)
+        await self._poised.close()
         await self._caller.close()
 
     async def _subscribe(self, bus: MessageBus) -> None:
@@ -209,11 +227,18 @@ class Units:
         _, values, _ = message.body
         fields = {_KEYS[key]: str(value.value) for key, value in values.items() if key in _KEYS}
         if fields:
-            self._set(name, UnitStatus(**(vars(self.status(name)) | fields)))
+            self._set(name, UnitStatus(**(vars(self._known(name)) | fields)))
+
+    def _known(self, name: str) -> UnitStatus:
+        return self._status.get(name, UnitStatus())
 
     def _set(self, name: str, status: UnitStatus) -> None:
-        if self._status.get(name) != status:
-            self._status[name] = status
+        before = self.status(name) if name in self._status else None
+        self._status[name] = status
+        self._tell(name, before)
+
+    def _tell(self, name: str, before: UnitStatus | None) -> None:
+        if (status := self.status(name)) != before:
             self.changed(name, status)
 
     @staticmethod

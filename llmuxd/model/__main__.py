@@ -10,7 +10,7 @@ from pathlib import Path
 from .. import accepted, config, loggers, names, stored
 from ..errors import LlmuxError, NoSuchModel, StateNotKept, StateTooNew
 from ..events import Event, about
-from . import keeping, mirrored, parking, shortage
+from . import keeping, mirrored, parking, shortage, waiting
 from .attending import Attending, DiedAlone
 from .lifecycle import Lifecycle
 from .notify import notify
@@ -41,6 +41,9 @@ def main() -> int:
         loggers.before_first(_set_up_log)
     try:
         name = names.unescape(arguments.instance)
+        # Before the definition is read: it may be another by then.
+        if arguments.verb == "start" and not waiting.may_start(name):
+            return waiting.withdraw(name)
         model = _model(name, arguments.config, arguments.verb)
     except LlmuxError as error:
         # The status text stays with the failed unit: systemctl status and llmuxd show it.

@@ -11,9 +11,10 @@ something to clean up.
 # socket.py would take 4 ms more, for names that nobody needs here.
 import _socket
 import gc
+import os
 import sys
 
-from .. import __version__, run_files
+from .. import __version__, hold, run_files
 from ..errors import InvalidName
 from ..names import unescape
 from . import control_group
@@ -98,9 +99,16 @@ def _wait_for_end(asking: _socket.socket) -> None:
 
 
 def clean_up(instance: str) -> bool:
-    """Forget the run where its stop kept a good image; False where more is to be done."""
+    """Forget the run where its stop kept a good image; False where more is to be done.
+
+    Of a start that was held back to its end nothing is left but, perhaps, what it waited for.
+    """
     try:
         model = unescape(instance)
+        if hold.remains(model):
+            hold.forget(model)
+            if not os.path.exists(run_files.path(model, run_files.PLACE)):
+                return True
         with open(run_files.path(model, run_files.STOPPING), "rb") as mark:
             kept = mark.read() == run_files.KEPT
         if kept:

@@ -19,6 +19,7 @@ from .following import Following
 from .leaving import Leaving
 from .models import Model, Wish, now
 from .occupants import holders
+from .poising import Poising
 from .transitions import Transitions
 from .views import view
 
@@ -48,6 +49,7 @@ class Decider:
         self._coming = coming
         self._leaving = leaving
         self._following = following
+        self._poising = Poising(fleet)
         self._book = book
         self._gauge = gauge
         self._board = Board()
@@ -187,6 +189,7 @@ class Decider:
             model = models[name]
             come = self._coming.come_beside if name in decision.beside else self._coming.activate
             self._transitions.begin(model, Stage.COMING, come(model))
+        self._poising.settle(decision.following)
 
     def _look_again(self) -> None:
         """Serve who can be served, and show policy what is not as it was."""

@@ -70,11 +70,11 @@ class Systemd:
             await leave(self.bus)
 
     def change(self, unit: str, **values: str) -> None:
-        """Set properties, and tell with one signal for each interface."""
+        """Set properties, and tell with one signal for each interface, in systemd's order."""
         status = self.units.setdefault(unit, Unit())
         for key, value in values.items():
             setattr(status, key, value)
-        for interface in ("Unit", "Service"):
+        for interface in ("Service", "Unit"):
             mine = {key: Variant("s", value) for key, value in values.items()
                     if (key in _UNIT_KEYS) == (interface == "Unit")}  # fmt: skip
             if mine:
@@ -187,7 +187,9 @@ class Systemd:
             self._reply(message, "o", job)
             return
         self._reply(message, "o", job)
-        starting = message.member == "StartUnit"
-        self.change(unit, ActiveState="activating" if starting else "deactivating")
+        if message.member == "StartUnit":
+            self.change(unit, ActiveState="activating", StatusText="")
+        else:
+            self.change(unit, ActiveState="deactivating")
         if not self.hold_jobs:
             self.finish(job, result)

@@ -3,6 +3,7 @@
 
 import asyncio
 from collections import defaultdict
+from collections.abc import Set
 from dataclasses import replace
 from pathlib import Path
 
@@ -88,6 +89,8 @@ class FakeUnits(Units):
         self.broken: set[str] = set()
         self.parked_by: dict[str, Sleep | None] = {}
         self.fell_back: list[str] = []  # those that did not wake, to their live images
+        self.poises: list[str] = []  # what was done to those that are poised, in a log of its own
+        self._ready: dict[str, None] = {}
         self._asleep: set[str] = set()
         self._gates: dict[str, list[Gate]] = defaultdict(list)
         self._failing: dict[str, int] = defaultdict(int)
@@ -133,7 +136,27 @@ class FakeUnits(Units):
     async def refresh(self, name: str) -> UnitStatus:
         return self.status(name)
 
+    @property
+    def poised(self) -> Set[str]:
+        return self._ready.keys()
+
+    def poise(self, name: str) -> None:
+        assert self.status(name).down and name not in self._ready
+        self.poises.append(f"poise {name}")
+        self._ready[name] = None
+
+    def withdraw(self, name: str) -> None:
+        self.poises.append(f"withdraw {name}")
+        del self._ready[name]
+
+    def forget_poised(self) -> None:
+        """Whoever began them is gone."""
+        self._ready.clear()
+
     async def start(self, name: str) -> str:
+        if name in self._ready:
+            self.poises.append(f"lift {name}")
+            del self._ready[name]
         note_place(name, self.gpus_of(name))
         self._set(name, UnitStatus("activating", "start", text="starting"))
         if not await self._verb("start", name):

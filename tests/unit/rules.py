@@ -281,6 +281,10 @@ class Rules:
             if orphaned and not model.promised and self._stage(model) is Stage.OUT:
                 self.breaks(4, f"{model.name} is waited for by a job that was cancelled in time")
             self._check_refusals(model)
+        for name in self.units.poised:
+            following = self._model(name)
+            if following is None or not (following.promised or following.transition):
+                self.breaks(8, f"{name} is poised, and its place is not promised to it")
         self._check_the_latest()
 
     def _check_refusals(self, model: Model) -> None:
@@ -340,5 +344,7 @@ class Rules:
                 self.breaks(8, f"{model.name} is on its way for ever")
         for job in self.switcher.jobs.all():
             self.breaks(8, f"the {job.kind} of {job.model} hangs")
+        if self.units.poised:
+            self.breaks(8, f"{[*self.units.poised]} are poised for ever")
         if self.switcher.queue_length():
             self.breaks(8, f"the queue counts {self.switcher.queue_length()}")

@@ -239,6 +239,7 @@ class Drive:
     async def _shut_down(self) -> None:
         await self._switcher.close()
         await self._run
+        self._units.forget_poised()
 
     async def _come_to_rest(self) -> None:
         """All that was broken is mended; then everybody must be answered, and nothing be left."""

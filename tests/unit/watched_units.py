@@ -48,8 +48,8 @@ class WatchedUnits(FakeUnits):
             self.die(name, FAILED)
 
     async def start_by_hand(self, name: str) -> None:
-        """`systemctl start`."""
-        if self.status(name).down and name in self.config.models:
+        """`systemctl start`; of one that is poised it is the same job as llmuxd's."""
+        if name not in self.poised and self.status(name).down and name in self.config.models:
             self.strangers[name] = asyncio.get_running_loop().time()
             await self._to_its_end(name, self._start(name))
 

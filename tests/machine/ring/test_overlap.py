@@ -23,40 +23,22 @@ from .guest import (
     stream,
     unit,
 )
+from .holding import HELD, HOLD, held
 
-HOLD = Path("/run/hold-program")
-HELD = Path("/run/program-is-held")
 # One is not let in beside another where nobody knows what it takes of a device.
 DEVICE = {"devices": ["/dev/null"]}
-
-
-def _held(program: Path, real: str, first: str) -> Iterator[Callable[[], None]]:
-    """What is called so, with that first argument, waits for as long as it is held."""
-    program.write_text(
-        f"""#!/bin/sh
-if [ "$1" = {first} ] && [ -e {HOLD} ]; then
-    touch {HELD}
-    while [ -e {HOLD} ]; do sleep 0.02; done
-fi
-exec {real} "$@"
-"""
-    )
-    program.chmod(0o755)
-    yield HOLD.touch
-    for path in (program, HOLD, HELD):
-        path.unlink(missing_ok=True)
 
 
 @pytest.fixture
 def held_podman() -> Iterator[Callable[[], None]]:
     """podman stop, by which a killed server's container is tidied up."""
-    yield from _held(Path("/usr/local/sbin/podman"), "/usr/bin/podman", "stop")
+    yield from held(Path("/usr/local/sbin/podman"), "/usr/bin/podman", "stop")
 
 
 @pytest.fixture
 def held_criu() -> Iterator[Callable[[], None]]:
     """CRIU, as podman calls it."""
-    yield from _held(Path("/usr/local/sbin/criu"), "/usr/sbin/criu", "swrk")
+    yield from held(Path("/usr/local/sbin/criu"), "/usr/sbin/criu", "swrk")
 
 
 def _in_memory(path: Path) -> float:

@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: MIT
+"""Who has a place promised that another is leaving for good is made ready to start meanwhile.
+
+Its unit's helper needs 0.1 s and more to load; then it waits. Policy sees nothing of it.
+"""
+
+from collections.abc import Iterable
+
+from .fleet import Fleet
+from .models import Model
+
+
+class Poising:
+    """Told of each decision, after it was begun to be carried out."""
+
+    def __init__(self, fleet: Fleet):
+        self._fleet = fleet
+
+    def settle(self, following: Iterable[str]) -> None:
+        """Have those poised of whom that is true, of those who follow, and nobody else.
+
+        Who has begun to come lifts it by itself.
+        """
+        units, models = self._fleet.units, self._fleet.models
+        wanted = {name for name in following if self._is_next(models[name])}
+        for name in units.poised - wanted:
+            if name not in models or models[name].transition is None:
+                units.withdraw(name)
+        for name in wanted - units.poised:
+            units.poise(name)
+
+    def _is_next(self, model: Model) -> bool:
+        """One that is parked has its helper; one that failed before may do so again and again."""
+        unit = self._fleet.units.status(model.name)
+        down = unit.active == "inactive" and model.transition is None
+        return model.promised and down and not model.failures and not model.config.unit

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: MIT
+"""Who is made ready to start while another leaves for it, and who is not any more."""
+
+from dataclasses import replace
+
+from llmuxd.config import Tier
+from llmuxd.state import State, UnitStatus
+
+from .fake_units import Gate, a_model
+from .simulated import simulated
+from .stage import Stage, on_stage
+
+A, B, C = a_model("a"), a_model("b"), a_model("c")
+
+
+async def leaves(stage: Stage, verb: str = "stop") -> Gate:
+    """b serves, and leaves for a, which somebody waits for; with the gate open it is gone."""
+    await stage.ask("b")
+    gate = stage.units.hold(verb, "b")
+    stage.client("a").end.set()
+    await gate.reached.wait()
+    await stage.settle()
+    return gate
+
+
+@simulated
+async def test_the_next_one_is_poised_while_the_old_one_leaves() -> None:
+    async with on_stage(A, B) as stage:
+        gate = await leaves(stage)
+        assert stage.units.poises == ["poise a"]
+        assert stage.switcher.state("a") is State.COLD
+        gate.open()
+        await stage.until_state("a", State.SERVING)
+        assert stage.units.poises == ["poise a", "lift a"]
+
+
+@simulated
+async def test_it_is_not_while_the_old_one_may_still_stay() -> None:
+    async with on_stage(A, B) as stage:
+        busy = stage.client("b")
+        await busy.admitted.wait()
+        stage.client("a").end.set()
+        await stage.settle()
+        assert stage.switcher.state("b") is State.DRAINING and not stage.units.poises
+        gate = stage.units.hold("stop", "b")
+        await busy.finish()
+        await gate.reached.wait()
+        await stage.settle()
+        assert stage.units.poises == ["poise a"]
+        gate.open()
+
+
+@simulated
+async def test_the_next_one_is_poised_while_the_old_one_is_parked() -> None:
+    async with on_stage(A, replace(B, tier=Tier.PARK)) as stage:
+        await leaves(stage, "reload")
+        assert stage.units.poises == ["poise a"]
+
+
+@simulated
+async def test_one_that_is_parked_has_its_helper_already() -> None:
+    a = replace(A, tier=Tier.PARK)
+    async with on_stage(a, B) as stage:
+        await stage.ask("a")
+        await leaves(stage)
+        assert stage.switcher.state("a") is State.PARKED
+        assert "poise a" not in stage.units.poises
+
+
+@simulated
+async def test_one_that_is_another_unit_loads_nothing() -> None:
+    async with on_stage(replace(A, unit="ollama.service"), B) as stage:
+        await leaves(stage)
+        assert not stage.units.poises
+
+
+@simulated
+async def test_one_that_failed_is_not_begun_before_its_time() -> None:
+    async with on_stage(A, B) as stage:
+        stage.units.by_hand("a", UnitStatus("failed", "failed", result="exit-code"))
+        await leaves(stage)
+        assert not stage.units.poises
+
+
+@simulated
+async def test_who_lost_the_place_is_taken_back_at_once() -> None:
+    async with on_stage(A, B, replace(C, priority=1)) as stage:
+        gate = await leaves(stage)
+        stage.client("c").end.set()
+        await stage.settle()
+        assert stage.units.poises == ["poise a", "withdraw a", "poise c"]
+        gate.open()
+        await stage.until_state("a", State.SERVING)
+        await stage.settle()
+        assert stage.served == ["b", "c", "a"]
+
+
+@simulated
+async def test_who_is_waited_for_by_nobody_is_taken_back_at_once() -> None:
+    async with on_stage(A, B) as stage:
+        await stage.ask("b")
+        gate = stage.units.hold("stop", "b")
+        client = stage.client("a")
+        await gate.reached.wait()
+        await stage.settle()
+        assert stage.units.poises == ["poise a"]
+        await client.leave()
+        await stage.settle()
+        assert stage.units.poises == ["poise a", "withdraw a"]
+        gate.open()
+
+
+@simulated
+async def test_who_left_the_file_is_taken_back() -> None:
+    async with on_stage(A, B) as stage:
+        gate = await leaves(stage)
+        stage.reload(B)
+        await stage.settle()
+        assert stage.units.poises == ["poise a", "withdraw a"]
+        gate.open()
