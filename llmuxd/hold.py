@@ -37,15 +37,20 @@ class Hold:
             os.unlink(new)
 
     def lift(self) -> None:
-        """The unit goes on, also one whose helper comes only now."""
+        """The unit goes on, also one whose helper comes only now; nothing where it was dropped."""
+        if self._lock < 0:
+            return
         try:
             _remove(self._path, self._lock)
         finally:
-            os.close(self._lock)
+            self.drop()
 
     def drop(self) -> None:
-        """The unit's helper ends it, as if llmuxd were gone."""
-        os.close(self._lock)
+        """The unit's helper ends it, as if llmuxd were gone; nothing where it was lifted."""
+        # The number may be another file's by then.
+        lock, self._lock = self._lock, -1
+        if lock >= 0:
+            os.close(lock)
 
 
 class Waiting:

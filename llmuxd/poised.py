@@ -91,9 +91,16 @@ class Poised:
 
     def withdraw(self, name: str) -> None:
         """Stop the unit again; nothing where it does not wait, or is stopped already."""
-        poised = self._units.get(name)
-        if poised is not None and poised.stop is None:
-            poised.stop = self._own(self._stop(name, poised))
+        poised, status = self._units.get(name), self._look(name)
+        if poised is None or poised.stop is not None or status.active == "deactivating":
+            return
+        if not poised.hides(status):
+            # Begun by hand, and past its wait: whoever did that wants it.
+            self._release(name, poised)
+            return
+        before = self.shown(name)
+        poised.stop = self._own(self._stop(name, poised))
+        self._shows(name, before)
 
     async def go_on(self, name: str) -> str | None:
         """Have the unit start that waits; how its job ended, None where there is none of use."""
@@ -133,27 +140,33 @@ class Poised:
         except LlmuxError as error:
             log.info("%s is not begun before its place is free: %s", name, error)
             result = "failed"
-        if self._units.get(name) is not poised:
+        status = self._look(name)
+        if self._units.get(name) is not poised or poised.stop is not None:
             return result
-        if result == "done":
-            # A start by hand, which was past its wait.
-            self._forget(name)
-            poised.hold.lift()
+        if result == "done" or status.down or status.active == "deactivating":
+            # Started by hand, and past its wait; or stopped by hand, and its helper killed.
+            self._release(name, poised)
         else:
-            # Stopped by hand, say: until that is over it is on its way back.
             self.withdraw(name)
         return result
 
     async def _stop(self, name: str, poised: _Poised) -> None:
+        ended = False
         try:
-            await self._begin("StopUnit", name)
+            ended = await self._begin("StopUnit", name) == "done" or self._look(name).down
         except LlmuxError as error:
             log.warning("%s: its start is not taken back: %s", name, error)
-            poised.hold.drop()
-        else:
+        if ended:
             # Who has started it by hand since then goes on.
             poised.hold.lift()
+        else:
+            # Its helper may be there still, and the place is another model's.
+            poised.hold.drop()
         self._forget(name)
+
+    def _release(self, name: str, poised: _Poised) -> None:
+        self._forget(name)
+        poised.hold.lift()
 
     def _forget(self, name: str) -> None:
         before = self.shown(name)

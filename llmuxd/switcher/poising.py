@@ -6,6 +6,7 @@ Its unit's helper needs 0.1 s and more to load; then it waits. Policy sees nothi
 
 from collections.abc import Iterable
 
+from ..policy import Stage
 from .fleet import Fleet
 from .models import Model
 
@@ -33,4 +34,11 @@ class Poising:
         """One that is parked has its helper; one that failed before may do so again and again."""
         unit = self._fleet.units.status(model.name)
         down = unit.active == "inactive" and model.transition is None
-        return model.promised and down and not model.failures and not model.config.unit
+        if not (model.promised and down) or model.failures or model.config.unit:
+            return False
+        # A stream may take its time, and it would wait for nothing but that.
+        place = set(self._fleet.place(model))
+        return not any(
+            other.moving is Stage.DRAINING and place & set(other.held)
+            for other in self._fleet.models.values()
+        )

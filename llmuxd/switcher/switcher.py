@@ -6,6 +6,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Mapping
 
+from .. import hold
 from ..backend import Backend
 from ..config import Config, ModelConfig, Tier
 from ..costs import Cost
@@ -322,10 +323,12 @@ class Switcher:
 
 
 def _forget_orders(names: list[str]) -> None:
-    """Orders of a llmuxd that died before systemd had heard of them are nobody's any more."""
+    """Orders of a llmuxd that died before systemd had heard of them are nobody's any more, nor is
+    what it held a unit back with."""
     for name in names:
         forget_leave(name)
         take_park_order(name)
+        hold.forget(name)
 
 
 class _Place:

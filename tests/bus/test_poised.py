@@ -124,12 +124,59 @@ async def test_withdrawn_it_is_stopped_unseen(systemd: Systemd, poised: Attached
 
 
 async def test_stopped_by_hand_it_is_poised_no_more(systemd: Systemd, poised: Attached) -> None:
+    systemd.change(UNIT, ActiveState="deactivating")
+    await poised.until_active("a", "deactivating")
+    # It is on its way: who has stopped it may be about to start it.
+    poised.units.withdraw("a")
     systemd.hold_jobs = False
     systemd.finish(f"{ROOT}/job/1", "canceled")
-    await until_called(systemd, f"StopUnit {UNIT}")
     await over(poised)
-    assert not is_held()
+    # As it was before, to the last word.
+    systemd.change(UNIT, ActiveState="inactive", StatusText=BEFORE.text)
+    await poised.until_active("a", "inactive")
+    assert not is_held() and f"StopUnit {UNIT}" not in systemd.calls
+    # Nobody takes it for one that is on its way for ever.
+    assert poised.told[-1] == ("a", poised.units.status("a"))
     assert await poised.units.start("a") == "done"
+
+
+@pytest.mark.parametrize("text", [BEFORE.text, WAITING])
+async def test_taken_back_it_is_told_as_it_is(
+    systemd: Systemd, attached: Attached, text: str
+) -> None:
+    systemd.units[UNIT] = Unit(StatusText=text)
+    await attached.units.refresh("a")
+    attached.units.poise("a")
+    await until_called(systemd, f"StartUnit {UNIT}")
+    attached.units.withdraw("a")
+    await over(attached)
+    assert attached.units.status("a").down
+    assert not attached.told or attached.told[-1] == ("a", attached.units.status("a"))
+
+
+async def test_one_begun_by_hand_is_not_taken_back(systemd: Systemd, poised: Attached) -> None:
+    """Its helper was past its wait before it could be held back."""
+    systemd.change(UNIT, StatusText="restoring the checkpoint")
+    await poised.until_active("a", "activating")
+    poised.units.withdraw("a")
+    assert not is_held() and not poised.units.poised
+    systemd.change(UNIT, ActiveState="deactivating")
+    await poised.until_active("a", "deactivating")
+    systemd.finish(f"{ROOT}/job/1", "canceled")
+    await over(poised)
+    assert f"StopUnit {UNIT}" not in systemd.calls
+
+
+async def test_a_stop_that_may_not_be_over_lets_nobody_go_on(
+    systemd: Systemd, poised: Attached
+) -> None:
+    here = Waiting("a")
+    poised.units.withdraw("a")
+    await until_called(systemd, f"StopUnit {UNIT}")
+    systemd.removed(f"{ROOT}/job/2", UNIT, "timeout")
+    systemd.removed(f"{ROOT}/job/1", UNIT, "canceled")
+    await over(poised)
+    assert not here.wait(5)
 
 
 async def test_one_that_came_up_by_itself_is_left_alone(systemd: Systemd, poised: Attached) -> None:

@@ -167,3 +167,12 @@ def test_where_that_is_not_to_be_had_it_fails(
     Hold("a").drop()
     assert program.main() == 1
     assert told[1:] == ["STATUS=failed: llmuxd did not go on with its start"]
+
+
+def test_what_is_over_closes_nobody_elses_file() -> None:
+    held = Hold("a")
+    held.lift()
+    with open(os.devnull, "rb") as other:
+        held.drop()
+        held.lift()
+        assert other.read() == b""

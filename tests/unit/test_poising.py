@@ -3,7 +3,9 @@
 
 from dataclasses import replace
 
+from llmuxd import files, hold
 from llmuxd.config import Tier
+from llmuxd.hold import Hold
 from llmuxd.state import State, UnitStatus
 
 from .fake_units import Gate, a_model
@@ -48,6 +50,35 @@ async def test_it_is_not_while_the_old_one_may_still_stay() -> None:
         await stage.settle()
         assert stage.units.poises == ["poise a"]
         gate.open()
+
+
+@simulated
+async def test_it_is_not_while_a_second_one_has_requests_still() -> None:
+    a, b, c = (replace(m, gpus=g) for m, g in ((A, (0, 1)), (B, (0,)), (C, (1,))))
+    async with on_stage(a, b, c) as stage:
+        await stage.ask("b")
+        busy = stage.client("c")
+        await busy.admitted.wait()
+        stage.client("a").end.set()
+        await stage.until_state("b", State.CHECKPOINTED)
+        await stage.settle()
+        assert stage.switcher.state("c") is State.DRAINING and not stage.units.poises
+        gate = stage.units.hold("stop", "c")
+        await busy.finish()
+        await gate.reached.wait()
+        await stage.settle()
+        assert stage.units.poises == ["poise a"]
+        gate.open()
+
+
+@simulated
+async def test_what_a_llmuxd_that_was_killed_held_back_is_free_again() -> None:
+    files.runtime_root().mkdir(parents=True, exist_ok=True)
+    Hold("a").drop()
+    assert hold.remains("a")
+    async with on_stage(A, B) as stage:
+        await stage.switcher.adopt()
+        assert not hold.remains("a")
 
 
 @simulated
