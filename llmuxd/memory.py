@@ -21,6 +21,12 @@ def available() -> int:
     return _told()["MemAvailable"] << 10
 
 
+def reachable() -> int:
+    """The same with swapping."""
+    told = _told()
+    return told["MemAvailable"] + told["SwapFree"] << 10
+
+
 def spare() -> int:
     """Bytes that could be had so, and the reserve were left."""
     told = _told()

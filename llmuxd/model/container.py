@@ -182,6 +182,10 @@ class Container:
         except CommandFailed as error:
             if not any(words in error.reason for words in _NO_IMAGE):
                 raise
+            if self._model.podman_args:
+                # They may say from where it comes, or that it may not; podman run has them.
+                log.info("it is not known where its image has Python look: it is not here yet")
+                return ""
             run(["podman", "pull", "--quiet", self._model.image], RUN_TIMEOUT)
             text = run(argv, QUERY_TIMEOUT)
         settings = dict(each.partition("=")[::2] for each in json.loads(text) or [])

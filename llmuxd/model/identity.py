@@ -124,17 +124,29 @@ def of_json(raw: object) -> Identity | None:
 def _criu_version() -> str:
     """CRIU's version as it prints it, one line; empty where there is none."""
     try:
-        found = program("criu").stat()
+        path = program("criu")
+        if not _is_binary(path):
+            return _ask_criu()
+        found = path.stat()
         this = [found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns]
         told = files.read_json(_criu()) or {}
         if told.get("program") != this:
-            version = " ".join(run(["criu", "--version"], QUERY_TIMEOUT).split())
-            told = {"program": this, "version": version}
+            told = {"program": this, "version": _ask_criu()}
             with contextlib.suppress(OSError):
                 files.write_json(_criu(), told)
         return str(told.get("version", ""))
     except (OSError, CommandFailed):
         return ""
+
+
+def _ask_criu() -> str:
+    return " ".join(run(["criu", "--version"], QUERY_TIMEOUT).split())
+
+
+def _is_binary(path: Path) -> bool:
+    """A script may run another program by tomorrow."""
+    with path.open("rb") as program:
+        return program.read(4) == b"\x7fELF"
 
 
 def _criu() -> Path:

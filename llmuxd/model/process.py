@@ -41,7 +41,7 @@ def run(
     """Run `argv`, return its standard output; CommandFailed where it failed or took too long.
 
     `merge`: standard error is part of the output. `meanwhile` is done once it runs; what it says
-    then should be no more than a pipe holds.
+    then should be no more than a pipe holds. Where that fails, it is no fault of the command's.
     """
     log.debug("+ %s", shlex.join(argv))
     env = {key: os.environ[key] for key in _PASSED if key in os.environ}
@@ -57,7 +57,7 @@ def run(
             env=env,
         ) as running:
             try:
-                meanwhile()
+                _attempt(meanwhile)
                 stdout, raw = running.communicate(timeout=timeout)
             except BaseException:
                 running.kill()
@@ -72,6 +72,14 @@ def run(
         raise CommandFailed(argv, running.returncode, _reason(stderr))
     output = stdout + raw if merge else stdout
     return output.decode(errors="replace")
+
+
+def _attempt(meanwhile: Callable[[], None]) -> None:
+    try:
+        meanwhile()
+    except Exception as error:
+        # Whoever needs what was to be done comes to that by himself, and what runs goes on.
+        log.warning("%s: %s", type(error).__name__, error)
 
 
 def program(name: str) -> Path:

@@ -239,6 +239,8 @@ class Start:
             listen = port.choose(self._model.name)
             with self._watch.part("run"):
                 self._container.run(listen)
+            # Another release may lie in its place by the time when the server is up.
+            later.load()
             self._tell("starting cold: waiting for the server's health")
             return self._wait_healthy(listen, self._model.start_timeout)
         except (CommandFailed, port.NoPort, engine.EngineDied, engine.EngineTimeout) as error:

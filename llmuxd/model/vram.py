@@ -21,6 +21,8 @@ NAMED = 3
 # Bytes that a GPU may lack and it is tried all the same: the driver keeps 4 MiB for each process
 # that is off its GPU (H100, 580.159), and whether the last of it is there it knows best.
 SLACK = 64 << 20
+# Or this share of what it took: an engine that sleeps gives back what it only kept in reserve.
+RESERVED = 0.05
 # Seconds for which memory is looked for again, and between two looks: whose processes have ended
 # just now may be told to have it for a moment still.
 SETTLE = 0.5
@@ -40,8 +42,8 @@ def check(pids: Collection[int]) -> None:
 
 
 def check_dump(pids: Collection[int]) -> None:
-    """The same before a dump: that is over soon, and the reserve is there for it."""
-    _compare(_known(pids), memory.available())
+    """The same before a dump: that is over soon, and the reserve, and swap, are there for it."""
+    _compare(_known(pids), memory.reachable())
 
 
 def check_trial(pids: Iterable[int]) -> None:
@@ -94,7 +96,7 @@ def why_no_room(needed: Mapping[int, int], pids: Collection[int] = ()) -> str:
     for each in _gpus() if needed else ():
         own = sum(holder.bytes or 0 for holder in each.holders if holder.pid in pids)
         wanted, free = needed.get(each.number, 0), each.total - each.used
-        if wanted > free + own + SLACK:
+        if wanted > free + own + max(SLACK, RESERVED * wanted):
             return (
                 f"GPU {each.number} has {max(free, 0) / 1e9:.1f} GB free, and it takes"
                 f" {wanted / 1e9:.1f} GB: {_holders(each)}"

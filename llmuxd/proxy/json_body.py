@@ -95,11 +95,13 @@ class JsonBody:
         raw = self.raw
         place = self._place or _walk(raw, _start(raw), _Patience())[1]
         told = json.dumps(name).encode()
+        # The mark that some editors put before a text is no JSON.
+        begin = len(codecs.BOM_UTF8) if raw.startswith(codecs.BOM_UTF8) else 0
         if place.span is not None:
             start, end = place.span
-            return b"".join((raw[:start], told, raw[end:]))
+            return b"".join((raw[begin:start], told, raw[end:]))
         comma = b"" if raw[place.first] == _END else b", "
-        return b"".join((raw[: place.first], b'"model": ', told, comma, raw[place.first :]))
+        return b"".join((raw[begin : place.first], b'"model": ', told, comma, raw[place.first :]))
 
 
 async def read(raw: bytes) -> JsonBody:

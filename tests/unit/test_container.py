@@ -71,6 +71,22 @@ def test_the_extension_hides_no_path_of_the_image(
     assert ("--env", f"PYTHONPATH={given}") in set(pairwise(told[-1]))
 
 
+def test_what_podman_is_told_of_the_image_is_left_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[list[str]] = []
+
+    def run(argv: Sequence[str], timeout: float) -> str:
+        told.append([*argv])
+        if argv[1:3] == ["image", "inspect"]:
+            raise CommandFailed(argv, 125, "i: image not known")
+        return ""
+
+    monkeypatch.setattr(container, "run", run)
+    model = ModelConfig("a", "i", podman_args=("--pull=never",), park_sleep=Sleep.KV)
+    container.Container(model).run(21000)
+    assert not any("pull" in argv for argv in told)
+    assert ("--env", "PYTHONPATH=/opt/llmux") in set(pairwise(told[-1]))
+
+
 def test_any_other_has_not(monkeypatch: pytest.MonkeyPatch) -> None:
     argv = argv_of(ModelConfig("a", "i", args=("--x",)), monkeypatch)
     assert argv[-2:] == ["i", "--x"]

@@ -127,17 +127,26 @@ def test_another_form_of_container_is_told_from_another_definition(
     assert taken.difference(here) == why
 
 
-def test_criu_is_asked_its_version_once(host: Path) -> None:
+@pytest.mark.parametrize(("begins", "times"), [(b"\x7fELF", 1), (b"#!/bin/sh\n", 3)])
+def test_criu_is_asked_its_version_once_but_where_it_is_a_script(
+    host: Path, monkeypatch: pytest.MonkeyPatch, begins: bytes, times: int
+) -> None:
     program = host / "bin/criu"
-    asked = host / "asked"
+    asked: list[str] = []
 
     def install(version: str) -> None:
         program.unlink(missing_ok=True)
-        program.write_text(f"#!/bin/sh\necho >> {asked}\necho 'Version: {version}'\n")
+        program.write_bytes(begins + version.encode())
         program.chmod(0o755)
+
+        def run(argv: list[str], timeout: float) -> str:
+            asked.append(version)
+            return f"Version: {version}\n"
+
+        monkeypatch.setattr(identity, "run", run)
 
     install("4.2")
     assert {identity.here("d", "i", []).criu for _ in range(3)} == {"Version: 4.2"}
-    assert asked.read_text() == "\n"
+    assert asked == ["4.2"] * times
     install("4.2.1")
     assert identity.here("d", "i", []).criu == "Version: 4.2.1"

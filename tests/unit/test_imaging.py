@@ -315,7 +315,7 @@ def test_what_is_more_than_the_host_has_memory_for_is_not_dumped(
         holders = Holder(12, "vllm", "a", holds), Holder(13, "vllm", "b", 40 << 30)
         return Reading(0.0, (GpuMemory(0, "H100", 80 << 30, 80 << 30, holders),))
 
-    monkeypatch.setattr(memory, "available", lambda: 29 << 30)
+    monkeypatch.setattr(memory, "reachable", lambda: 29 << 30)
     monkeypatch.setattr(vram, "_measured", measured)
     monkeypatch.setattr(parking, "processes", lambda _: [11, 12])
     monkeypatch.setattr(vllm, "nap", lambda port, how: vllm.Nap(("x",) * (how is not Sleep.OFF)))

@@ -352,7 +352,9 @@ MINE = Holder(API, "vllm", "a", 4 << 30), Holder(CORE, "vllm", "a", 6 << 30)
 OTHERS = Holder(99, "vllm", "b", 70 << 30)
 
 
-@pytest.mark.parametrize(("free", "fits"), [(5 << 30, False), (10 << 30, True)])
+@pytest.mark.parametrize(
+    ("free", "fits"), [(5 << 30, False), (9 << 30, False), (9600 << 20, False), (9800 << 20, True)]
+)
 async def test_it_takes_no_gpu_from_anybody(
     cuda: FakeCuda, kernel: Freezer, free: int, fits: bool
 ) -> None:

@@ -89,6 +89,8 @@ def named(raw: bytes, name: str) -> bytes:
         ('{"é": "ü", "model": "a", "ß": 1}'.encode(), '{"é": "ü", "model": "z", "ß": 1}'.encode()),
         (b'{"mo\\u0064el": "a"}', b'{"mo\\u0064el": "z"}'),
         (b"{}", b'{"model": "z"}'),
+        (b'\xef\xbb\xbf{"model":"a"}', b'{"model":"z"}'),
+        (b"\xef\xbb\xbf{}", b'{"model": "z"}'),
         (b'{ "n": 1}', b'{ "model": "z", "n": 1}'),
         (b'{"model": null, "n": 1}', b'{"model": "z", "n": 1}'),
         (b'{"model": "a", "n": 12345678901234567890}',

@@ -14,7 +14,7 @@ import pytest
 
 from llmuxd.config import ModelConfig
 from llmuxd.meter.reading import GpuMemory, Holder, Reading
-from llmuxd.model import cgroup, cuda_standby, engine, identity, port, starting, vllm, vram
+from llmuxd.model import cgroup, cuda_standby, engine, identity, later, port, starting, vllm, vram
 from llmuxd.model.checkpoint import Checkpoint, manifest
 from llmuxd.model.container import Container
 from llmuxd.model.meanwhile import ask
@@ -105,6 +105,21 @@ def test_the_driver_is_made_ready_beside_podman(monkeypatch: pytest.MonkeyPatch)
     assert podman.events == [(MODEL.name, on_a_gpu.device_names, True), "restore", "end"]
     _restore(Podman("i1"))
     assert len(podman.events) == 3, "without a GPU there is none"
+
+
+@pytest.mark.usefixtures("checkpointed")
+def test_a_cold_start_loads_what_it_needs_before_the_server_is_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A model loads for minutes, in which llmuxd may be exchanged."""
+    podman = Podman("i1")
+    events = podman.events
+    monkeypatch.setattr(Container, "run", lambda *_: events.append("run"))
+    monkeypatch.setattr(port, "choose", lambda _: 21005)
+    monkeypatch.setattr(later, "load", lambda: events.append("load"))
+    monkeypatch.setattr(engine, "wait_healthy", lambda *_: events.append("healthy"))
+    Start(MODEL, podman, lambda _: None, Stopwatch("cold"))._start_cold()
+    assert events == ["run", "load", "healthy"]
 
 
 @pytest.mark.usefixtures("checkpointed")
