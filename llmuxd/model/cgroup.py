@@ -34,6 +34,28 @@ def kill_others() -> None:
                 os.kill(pid, signal.SIGKILL)
 
 
+def start_over() -> None:
+    """Bring the caller back to where its unit's command begins, with nothing left below that.
+
+    podman moves who calls it to a cgroup beside the container's, and makes the next container's
+    below that one, where the kernel may not let CRIU restore it (`cg: Can't move 1 into …`: podman
+    5.8, kernel 6.18). Where it cannot be, all stays as it is.
+    """
+    unit, own = own_unit(), of_process(os.getpid())
+    if unit is None or own is None or own == unit:
+        return
+    for directory, _, _ in os.walk(unit, topdown=False):
+        with contextlib.suppress(OSError):
+            Path(directory).rmdir()
+    with contextlib.suppress(OSError):
+        control = unit / "cgroup.subtree_control"
+        # While these are given on, no process can be in the unit's own.
+        for name in control.read_text(encoding="ascii").split():
+            control.write_text(f"-{name}", encoding="ascii")
+        (unit / "cgroup.procs").write_text(str(os.getpid()), encoding="ascii")
+        own.rmdir()
+
+
 def processes(directory: Path) -> list[int]:
     """The processes of a cgroup and of those below it; none where there is no such cgroup."""
     pids = []

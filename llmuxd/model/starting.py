@@ -105,6 +105,7 @@ class Start:
             # Where podman does not work this fails, and the checkpoint is good for another time.
             with self._watch.part("clean"):
                 self._container.remove()
+                cgroup.start_over()
             void_checkpoint(self._model.name, reason.why)
             return replace(self._start_cold(), why_cold=str(reason))
 

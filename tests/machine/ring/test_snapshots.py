@@ -56,9 +56,14 @@ def _files(model: str) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in image(model).iterdir()}
 
 
+def _run(model: str) -> Any:
+    """What the helper wrote of the model's run."""
+    return json.loads(Path(f"/run/llmux/{names.slug(model)}.json").read_text())
+
+
 def _behave(model: str, **how: object) -> None:
     """Tell the fake engine of a running model, past the proxy."""
-    port = json.loads(Path(f"/run/llmux/{names.slug(model)}.json").read_text())["port"]
+    port = _run(model)["port"]
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
     connection.request("POST", "/control", json.dumps(how))
     assert connection.getresponse().status == 200
@@ -112,6 +117,45 @@ def test_a_killed_server_comes_back_from_its_pristine_image() -> None:
     assert complete(OPT).text == text
     assert sh("busctl", "get-property", "org.llmux", names.object_path(OPT), "org.llmux.Model",
               "ActivatedBy") == 's "restore"'  # fmt: skip
+
+
+@pytest.fixture
+def volume() -> Iterator[Path]:
+    """A directory that is not there while podman restores."""
+    volume = Path("/srv/volume")
+    volume.mkdir()
+    podman = Path("/usr/local/sbin/podman")
+    podman.write_text(
+        f"""#!/bin/sh
+[ "$2" = restore ] && [ -e {volume}/gone ] || exec /usr/bin/podman "$@"
+rm -r {volume}
+/usr/bin/podman "$@"
+status=$?
+mkdir {volume}
+exit $status
+"""
+    )
+    podman.chmod(0o755)
+    yield volume
+    podman.unlink()
+    shutil.rmtree(volume, ignore_errors=True)
+
+
+def test_a_cold_start_after_a_restore_that_failed_is_where_any_other_is(volume: Path) -> None:
+    """CRIU restores no image of a container that is below the cgroup of podman's callers."""
+    two_fakes(snapshot="pristine", volumes=[f"{volume}:/volume"])
+    complete(OPT)
+    sh("llmuxctl", "checkpoint", OPT)
+    (volume / "gone").touch()
+    complete(OPT)
+    assert _run(OPT)["why_cold"].startswith("the restore failed: ")
+    payload = Path(_run(OPT)["payload"])
+    assert payload.parent.name == names.unit(OPT)
+    below = [place.name for place in payload.parent.iterdir() if place.is_dir()]
+    assert sorted(below) == [payload.name, "runtime"]
+    sh("llmuxctl", "checkpoint", OPT)
+    complete(OPT)
+    assert _run(OPT)["way"] == "restore"
 
 
 def test_a_wrong_canary_discards_the_checkpoint_and_starts_cold() -> None:
