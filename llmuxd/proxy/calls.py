@@ -44,8 +44,9 @@ class Calls:
     async def answer(self, call: Call) -> web.StreamResponse:
         """The whole of it. What reads the request is over before the answer passes: a thousand
         streams hold a thousand of each frame that waits for them, with what it has in hand."""
-        if not call.caller.known and hdrs.ORIGIN in call.request.headers:
-            cors.check_page(call.request, self._switcher.config)
+        headers = call.request.headers
+        if (hdrs.ORIGIN in headers or cors.FETCH_SITE in headers) and not call.caller.known:
+            cors.check_blind(call.request, self._switcher.config)
         with call.caller.turn():
             match call.route.kind:
                 case Kind.REALTIME:

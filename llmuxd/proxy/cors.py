@@ -17,6 +17,12 @@ _EXPOSED = ", ".join(
 )  # fmt: skip
 # Seconds that a browser remembers the answer to a preflight; Chrome's most is 7200.
 _REMEMBERED = "3600"
+# The types of content that a page may send to any host, as any form did before there was CORS.
+_UNASKED = ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data")
+# From where browsers say that a request is (https://www.w3.org/TR/fetch-metadata/), to loopback and
+# by https.
+FETCH_SITE = "Sec-Fetch-Site"
+_ELSEWHERE = ("cross-site", "same-site")
 
 
 def granted(request: web.BaseRequest, config: Config) -> dict[str, str]:
@@ -36,11 +42,30 @@ def granted(request: web.BaseRequest, config: Config) -> dict[str, str]:
     return told
 
 
+def check_blind(request: web.BaseRequest, config: Config) -> None:
+    """OriginForbidden where a page of another origin sends what browsers let it send unasked: it
+    may not read the answer, but a model would come in for it.
+
+    Whatever has another type of content, JSON say, a browser asks about before (`preflight`); so
+    who sends that is none, or was told that it may.
+    """
+    kind = request.headers.get(hdrs.CONTENT_TYPE, "").partition(";")[0].strip().lower()
+    if kind and kind not in _UNASKED:
+        return
+    if hdrs.ORIGIN in request.headers:
+        check_page(request, config)
+    elif request.headers.get(FETCH_SITE) in _ELSEWHERE and _is_part_of_a_page(request):
+        raise OriginForbidden("pages of other sites may not ask")
+
+
+def _is_part_of_a_page(request: web.BaseRequest) -> bool:
+    """A picture or a script of it, say; a link that a user follows is none."""
+    return request.headers.get("Sec-Fetch-Mode") == "no-cors"
+
+
 def check_page(request: web.BaseRequest, config: Config) -> None:
-    """OriginForbidden where a page of another origin asks for what a browser does not ask about
-    before: a WebSocket, whose words it does not keep from the page either, and a POST of plain
-    text, whose answer the page may not read, but for which a model would come in. Who is no browser
-    tells no origin."""
+    """OriginForbidden where it is of another origin. Of a WebSocket no browser asks before whether
+    it may, nor keeps from the page what it hears. Who is no browser tells no origin."""
     origin = request.headers.get(hdrs.ORIGIN)
     if origin is None or ANY_ORIGIN in config.cors_origins or origin in config.cors_origins:
         return

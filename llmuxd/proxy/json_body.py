@@ -46,6 +46,8 @@ _blanks = re.compile(r"[ \t\n\r]*").match
 _SPACE = b" \t\n\r"
 _QUOTE, _BACKSLASH, _COLON, _COMMA, _END = b'"\\:,}'
 _OURS = ("model", "stream")
+# Nobody's request has so many; each takes a microsecond of everybody's time.
+_KEYS = 1000
 # Backslashes and quotes of one text that are looked at one by one, until all of it is gone through.
 _PATIENCE = 1000
 # What some editors put before a text in UTF-8.
@@ -129,6 +131,8 @@ def parse(raw: bytes) -> JsonBody:
             raise ValueError("something follows")
     except (ValueError, IndexError, RecursionError):
         raise _invalid() from None
+    if len(found) > _KEYS:
+        raise _too_many()
     model: str | None = None
     stream = False
     for key, value in found:
@@ -188,6 +192,10 @@ def _no_object() -> BadRequest:
     return BadRequest("the request's body is not a JSON object")
 
 
+def _too_many() -> BadRequest:
+    return BadRequest(f"the request's object has more than {_KEYS} keys")
+
+
 def _invalid() -> BadRequest:
     return BadRequest("the request's body is not valid JSON")
 
@@ -206,7 +214,11 @@ def _walk(raw: bytes, start: int, patience: _Patience) -> tuple[dict[str, Any], 
     ours: dict[str, Any] = {}
     span = None
     first = place = _past_space(raw, start + 1)
+    keys = 0
     while raw[place] != _END:
+        keys += 1
+        if keys > _KEYS:
+            raise _too_many()
         patience.spend(_STEP)
         if raw[place] != _QUOTE:
             raise ValueError("a key is missing")

@@ -13,7 +13,7 @@ import resource
 import sys
 import time
 import zlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -296,6 +296,16 @@ def test_large_object_is_read_as_a_small_one(value: dict[str, object]) -> None:
 def test_large_object_without_an_end_is_refused(raw: bytes) -> None:
     with pytest.raises(BadRequest, match="not valid JSON"):
         json_body.skim(raw)
+
+
+@pytest.mark.parametrize("reads", [json_body.parse, json_body.skim])
+def test_object_of_a_hundred_thousand_keys_is_refused(
+    reads: Callable[[bytes], json_body.JsonBody],
+) -> None:
+    """Each takes a turn of everybody's."""
+    assert reads(b'{"model": "b"' + b', "": 0' * 900 + b"}").model == "b"
+    with pytest.raises(BadRequest, match="more than 1000 keys"):
+        reads(b'{"model": "b"' + b', "": 0' * 100_000 + b"}")
 
 
 @pytest.mark.parametrize("end", [b"\xff", b"\xe2\x82", b"\xed\xa0\x80"])

@@ -125,6 +125,37 @@ async def test_blind_post_of_a_foreign_page_brings_no_model_in(house: House) -> 
     assert await blind(house, PAGE) == 200
 
 
+@pytest.mark.parametrize("kind", ["application/x-www-form-urlencoded", "Text/Plain; charset=x"])
+async def test_nor_does_a_form_of_one(house: House, kind: str) -> None:
+    assert await blind(house, PAGE, **{"Content-Type": kind}) == 403
+
+
+@pytest.mark.parametrize(
+    "origin", [PAGE, "tauri://localhost", "http://tauri.localhost", "chrome-extension://a", "null"]
+)
+async def test_json_comes_from_nobody_who_did_not_ask_before(house: House, origin: str) -> None:
+    """Programs that show pages say an origin too, and a proxy may tell another host."""
+    assert await blind(house, origin, **{"Content-Type": "application/json"}) == 200
+
+
+@pytest.mark.parametrize(
+    ("site", "mode", "status"),
+    [
+        ("cross-site", "no-cors", 403), ("same-site", "no-cors", 403),
+        ("cross-site", "navigate", 200), ("same-origin", "no-cors", 200), ("none", "navigate", 200),
+    ],
+)  # fmt: skip
+async def test_picture_in_a_foreign_page_brings_no_model_in(
+    house: House, site: str, mode: str, status: int
+) -> None:
+    headers = {"Sec-Fetch-Site": site, "Sec-Fetch-Mode": mode}
+    async with house.client.get(house.url + "/upstream/b/x", headers=headers) as response:
+        await response.read()
+        assert response.status == status
+    served = house.stage.switcher.state("b") is not State.COLD
+    assert served == (status == 200)
+
+
 async def test_page_that_has_a_key_was_given_it(house: House) -> None:
     house.proxy.take_keys([Key("x", hashlib.sha256(b"k").digest())])
     assert await blind(house, PAGE) == 401
