@@ -77,9 +77,10 @@ def compiled(name: str) -> Path:
 
 
 def forget_compiled(name: str) -> None:
-    """Empty it, and what llmuxd keeps of root's home, where there is one."""
-    for place in (compiled(name), files.cache_root() / names.slug(name)):
-        for path in place.glob("*"):
+    """Empty it, and what llmuxd keeps of root's home, where there is one: not the directories
+    themselves, which containers have mounted."""
+    for place, below in ((compiled(name), "*"), (files.cache_root() / names.slug(name), "*/*")):
+        for path in place.glob(below):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
