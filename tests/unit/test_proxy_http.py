@@ -115,6 +115,31 @@ async def test_client_that_sends_no_head_is_let_go(
     writer.close()
 
 
+async def test_hundreds_that_drip_their_heads_are_in_nobodys_way(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slowloris: a byte now and then is no sign of life."""
+    monkeypatch.setattr(connection, "HEAD_TIMEOUT", 1.0)
+    slow = [await asyncio.open_connection("127.0.0.1", house.port) for _ in range(300)]
+
+    async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
+        writer.write(b"GET /health HTTP/1.1\r\nHost: x\r\nX-Slow: ")
+        with contextlib.suppress(ConnectionError):
+            while not reader.at_eof():
+                writer.write(b"x")
+                await writer.drain()
+                with contextlib.suppress(TimeoutError):
+                    return await asyncio.wait_for(reader.read(), 0.1)
+        return b""
+
+    dripping = [asyncio.create_task(drip(*each)) for each in slow]
+    while not all(task.done() for task in dripping):
+        assert (await house.post())[0] == 200
+    assert {await task for task in dripping} == {b""}
+    for _, writer in slow:
+        writer.close()
+
+
 async def test_client_that_stops_in_its_body_is_told(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,6 +19,7 @@ from .guest import (
     counter,
     eventually,
     fails,
+    journal,
     networks,
     sh,
     two_fakes,
@@ -190,6 +191,7 @@ def test_the_endpoint_serves_the_network_once_it_was_opened_as_the_readme_says(
         said = asked_from_the_network()
         assert said.endswith(" 200") and '"choices"' in said
         assert counter(OPT) == 2
+        assert "whoever reaches this host's port can use every model" in journal("llmuxd.service")
     finally:
         OPENED.unlink()
         sh("systemctl", "daemon-reload")
