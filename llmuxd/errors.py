@@ -105,7 +105,7 @@ class KeyForbids(LlmuxError):
 
 
 class OriginForbidden(LlmuxError):
-    """A page in a browser, of another origin, asks without a key, or for a WebSocket."""
+    """A page in a browser, of another origin, sends what its browser let it send unasked."""
 
     http_status = 403
     openai_type = "permission_error"

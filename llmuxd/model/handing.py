@@ -17,7 +17,7 @@ import sys
 from .. import __version__, hold, run_files
 from ..errors import InvalidName
 from ..names import unescape
-from . import control_group
+from . import dot_control
 
 DONE = "done"
 # From a container's end to that of its helper.
@@ -35,7 +35,7 @@ def main() -> int:
         case ["clean-up", "--", instance]:
             status = 0 if clean_up(instance) else None
         case ["reload", *_]:
-            control_group.leave()
+            dot_control.leave()
         case _:
             pass
     if status is not None:
@@ -68,7 +68,7 @@ def hand_over(instance: str) -> int | None:
             return 0
         return None if answer else 1
     except (OSError, InvalidName):
-        control_group.leave()
+        dot_control.leave()
         return None
     finally:
         asking.close()
@@ -81,7 +81,7 @@ def _answer(asking: _socket.socket) -> str:
             told = asking.recv(256)
         except TimeoutError:
             # Not before: for 10 ms the kernel lets nobody fork meanwhile, the helper neither.
-            control_group.leave()
+            dot_control.leave()
             asking.settimeout(None)
             told = asking.recv(256)
     except ConnectionResetError:

@@ -61,7 +61,7 @@ class Lifecycle(Attending):
         watch = Stopwatch("start")
         limit = self._model.start_timeout + 2 * self._model.restore_timeout + PODMAN_MARGIN
         notify(f"EXTEND_TIMEOUT_USEC={int(limit * 1e6)}")
-        # Who kills all of a unit in a certain moment kills its clean-up too (control_group.py).
+        # Who kills all of a unit in a certain moment kills its clean-up too (dot_control.py).
         unclean = noted_place(self._model.name) is not None
         if unclean:
             # Killed from here on, the next one has to know it too.

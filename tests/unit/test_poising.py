@@ -10,7 +10,7 @@ from llmuxd.state import State, UnitStatus
 
 from .fake_units import Gate, a_model
 from .simulated import simulated
-from .stage import Stage, on_stage
+from .stage import Client, Stage, on_stage
 
 A, B, C = a_model("a"), a_model("b"), a_model("c")
 
@@ -23,6 +23,17 @@ async def leaves(stage: Stage, verb: str = "stop") -> Gate:
     await gate.reached.wait()
     await stage.settle()
     return gate
+
+
+async def poised_once_it_leaves(stage: Stage, name: str, busy: Client) -> None:
+    """Not while that model drains: a is, once the client that it serves has gone."""
+    assert stage.switcher.state(name) is State.DRAINING and not stage.units.poises
+    gate = stage.units.hold("stop", name)
+    await busy.finish()
+    await gate.reached.wait()
+    await stage.settle()
+    assert stage.units.poises == ["poise a"]
+    gate.open()
 
 
 @simulated
@@ -43,13 +54,7 @@ async def test_it_is_not_while_the_old_one_may_still_stay() -> None:
         await busy.admitted.wait()
         stage.client("a").end.set()
         await stage.settle()
-        assert stage.switcher.state("b") is State.DRAINING and not stage.units.poises
-        gate = stage.units.hold("stop", "b")
-        await busy.finish()
-        await gate.reached.wait()
-        await stage.settle()
-        assert stage.units.poises == ["poise a"]
-        gate.open()
+        await poised_once_it_leaves(stage, "b", busy)
 
 
 @simulated
@@ -62,13 +67,7 @@ async def test_it_is_not_while_a_second_one_has_requests_still() -> None:
         stage.client("a").end.set()
         await stage.until_state("b", State.CHECKPOINTED)
         await stage.settle()
-        assert stage.switcher.state("c") is State.DRAINING and not stage.units.poises
-        gate = stage.units.hold("stop", "c")
-        await busy.finish()
-        await gate.reached.wait()
-        await stage.settle()
-        assert stage.units.poises == ["poise a"]
-        gate.open()
+        await poised_once_it_leaves(stage, "c", busy)
 
 
 @simulated

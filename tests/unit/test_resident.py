@@ -14,7 +14,7 @@ import pytest
 
 from llmuxd import __version__, files, helper
 from llmuxd.errors import UnitRefused
-from llmuxd.model import control_group, handing
+from llmuxd.model import dot_control, handing
 from llmuxd.model.activation import mark_kept, socket_path, stopping_mark, take_park_order
 from llmuxd.units import Units
 
@@ -201,7 +201,7 @@ def test_a_stop_that_takes_long_goes_out_of_the_way_of_a_clean_up(
 ) -> None:
     asking, asked = socket.socketpair()
     monkeypatch.setattr(handing, "QUICK", 0.01)
-    monkeypatch.setattr(control_group, "leave", lambda: asked.sendall(b"done\n"))
+    monkeypatch.setattr(dot_control, "leave", lambda: asked.sendall(b"done\n"))
     with asking, asked:
         assert handing._answer(asking) == "done"
 
@@ -226,13 +226,13 @@ def test_what_a_stop_has_kept_is_all_that_is_left() -> None:
     assert not [*files.runtime_root().iterdir()]
 
 
-def test_a_command_leaves_no_control_group_to_be_killed(tmp_path: Path) -> None:
+def test_a_command_leaves_no_dot_control_to_be_killed(tmp_path: Path) -> None:
     unit, told = tmp_path / "system.slice/llmux-model@a.service", tmp_path / "told"
     (unit / ".control").mkdir(parents=True)
     told.write_text("1:name=systemd:/x\n0::/system.slice/llmux-model@a.service/.control\n")
-    control_group.leave(str(tmp_path), str(told))
+    dot_control.leave(str(tmp_path), str(told))
     assert (unit / "runtime/cgroup.procs").read_text() == "0"
     assert not (unit / ".control").exists()
     told.write_text("0::/system.slice/llmux-model@b.service/runtime\n")
-    control_group.leave(str(tmp_path), str(told))
+    dot_control.leave(str(tmp_path), str(told))
     assert sorted(path.name for path in unit.parent.iterdir()) == [unit.name]
