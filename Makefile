@@ -64,6 +64,8 @@ install-files:
 	done
 	$(FILL) packaging/llmux-model.in > $(DESTDIR)$(LIBEXECDIR)/llmux/llmux-model
 	chmod 755 $(DESTDIR)$(LIBEXECDIR)/llmux/llmux-model
+	$(FILL) packaging/llmux-clean-up.in > $(DESTDIR)$(LIBEXECDIR)/llmux/llmux-clean-up
+	chmod 755 $(DESTDIR)$(LIBEXECDIR)/llmux/llmux-clean-up
 	$(FILL) packaging/llmux-erase.in > $(DESTDIR)$(LIBEXECDIR)/llmux/llmux-erase
 	chmod 755 $(DESTDIR)$(LIBEXECDIR)/llmux/llmux-erase
 	$(FILL) packaging/llmux-gpus.in > $(DESTDIR)$(LIBEXECDIR)/llmux/llmux-gpus

@@ -22,6 +22,9 @@ SOCKET = ".sock"
 STOPPING = ".stopping"
 # What STOPPING holds where the stop left a good image, and nothing is to be cleaned up but this.
 KEPT = b"kept"
+# What is left of such a stop that has cleaned up after itself (packaging/llmux-clean-up.in). It is
+# named by the unit's instance: no shell knows slugs.
+CLEAN = ".clean"
 
 
 def directory() -> str:
@@ -48,3 +51,22 @@ def forget(model: str, keep: str = "") -> None:
             os.unlink(begin + suffix)
         except FileNotFoundError:
             continue
+
+
+def leave_clean(model: str) -> None:
+    """The unit goes down by a stop that kept a good image: there is nothing to be cleaned up."""
+    forget(model, keep=STOPPING)
+    # At any time there is the one or the other, whoever is killed and when.
+    os.rename(path(model, STOPPING), _clean(model))
+
+
+def unmark_clean(model: str) -> None:
+    """The unit starts: what its last one has left says nothing of this one."""
+    try:
+        os.unlink(_clean(model))
+    except FileNotFoundError:
+        return
+
+
+def _clean(model: str) -> str:
+    return f"{directory()}/{names.escape(model)}{CLEAN}"

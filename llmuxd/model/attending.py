@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from .. import __version__, loggers
+from .. import __version__, loggers, run_files
 from ..config import Sleep
 from ..events import Event, about
 from . import parking, resident
@@ -20,6 +20,7 @@ from .activation import (
     one_at_a_time,
     stopping_mark,
     take_park_order,
+    was_kept,
 )
 from .handing import DONE
 from .moves import Direction, Stopwatch
@@ -82,6 +83,8 @@ class Attending(ABC):
             importlib.import_module(f".{name}", __package__)
         resident.apart(meanwhile, self._listening)
         resident.stay(self._name, self._listening, watched, self._answer)
+        if was_kept(self._name):
+            run_files.leave_clean(self._name)
 
     def _listen(self) -> None:
         """Before it is known to serve: whoever hears of that may ask at once."""
@@ -122,6 +125,7 @@ class Attending(ABC):
     def _begin(self, gpus: Sequence[int]) -> None:
         """It starts, on these GPUs; what an earlier run was told counts no more."""
         stopping_mark(self._name).unlink(missing_ok=True)
+        run_files.unmark_clean(self._name)
         note_place(self._name, gpus)
 
     def _park(self, activation: Activation, sleep: Sleep | None = None) -> None:

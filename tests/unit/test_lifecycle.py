@@ -2,6 +2,7 @@
 """What becomes of a model's container and its image where something came in between."""
 
 import errno
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import pytest
 from llmuxd import __version__, files
 from llmuxd.config import ModelConfig, Snapshot
 from llmuxd.events import Event
-from llmuxd.model import cgroup, imaging, lifecycle, parking
+from llmuxd.model import cgroup, imaging, lifecycle, parking, resident
 from llmuxd.model.activation import (
     Activation,
     Leave,
@@ -158,6 +159,28 @@ def test_a_start_that_is_killed_at_once_is_known_to_the_next(
     with pytest.raises(CommandFailed, match="killed"):
         Lifecycle(MODEL).start()
     assert did == [] and noted_place("a") == (0,)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_helper_cleans_up_after_a_stop_that_kept_an_image(
+    kept: bool, did: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stay(_: str, listening: socket.socket, *more: object) -> None:
+        assert model._answer(f"stop {__version__}") == "done"
+        listening.close()
+
+    model = Lifecycle(MODEL)
+    model._listen()
+    if kept:
+        _has_image(tmp_path / "checkpoint")
+    order_leave("a", Leave.END)
+    monkeypatch.setattr(resident, "stay", stay)
+    monkeypatch.setattr(resident, "apart", lambda *_: None)
+    model.stay(1, lambda: None)
+    mark = files.runtime_root() / "a.clean"
+    assert mark.exists() is kept and (noted_place("a") is None) is kept
+    model._begin((0,))
+    assert not mark.exists() and noted_place("a") == (0,)
 
 
 def test_a_stop_that_finds_a_full_disk_is_left_to_the_unit_s_own(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from llmuxd import __version__, files, helper
+from llmuxd import __version__, files, helper, run_files
 from llmuxd.errors import UnitRefused
 from llmuxd.model import dot_control, handing
 from llmuxd.model.activation import mark_kept, socket_path, stopping_mark, take_park_order
@@ -223,6 +223,44 @@ def test_what_a_stop_has_kept_is_all_that_is_left() -> None:
     assert all(path.exists() for path in others)
     mark_kept("a/b")
     assert handing.clean_up("a-b")
+    assert not [*files.runtime_root().iterdir()]
+
+
+def test_a_stop_that_cleans_up_leaves_its_clean_up_nothing_but_a_mark() -> None:
+    for text, name in (("a/b", "a-b"), ("-x y", "\\x2dx\\x20y")):
+        files.runtime_root().mkdir(parents=True, exist_ok=True)
+        socket_path(text).touch()
+        mark_kept(text)
+        run_files.leave_clean(text)
+        assert [path.name for path in files.runtime_root().iterdir()] == [f"{name}.clean"]
+        run_files.unmark_clean(text)
+        assert not [*files.runtime_root().iterdir()]
+        run_files.unmark_clean(text)
+
+
+@pytest.mark.parametrize("clean", [True, False])
+def test_the_clean_up_is_the_whole_programs_where_there_is_no_mark(
+    clean: bool, tmp_path: Path
+) -> None:
+    """As it is installed; the program tells what it is given."""
+    program = tmp_path / "llmux/llmux-model"
+    program.parent.mkdir()
+    program.write_text('#!/bin/sh\necho "$@"\nexit 7\n')
+    program.chmod(0o755)
+    script = Path("packaging/llmux-clean-up.in").read_text().replace("@libexecdir@", str(tmp_path))
+    files.runtime_root().mkdir(parents=True, exist_ok=True)
+    if clean:
+        mark_kept("-x y")
+        run_files.leave_clean("-x y")
+    done = subprocess.run(
+        ["sh", "-c", script, "llmux-clean-up", "\\x2dx\\x20y"],
+        env=os.environ | {"RUNTIME_DIRECTORY": str(files.runtime_root())},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    told = (0, "") if clean else (7, "clean-up -- \\x2dx\\x20y\n")
+    assert ((done.returncode, done.stdout), done.stderr) == (told, "")
     assert not [*files.runtime_root().iterdir()]
 
 
