@@ -166,8 +166,17 @@ class Units:
                 result = await self._end_of(path, future)
             finally:
                 self._jobs.pop(path, None)
-        await self.refresh(name)
+        if result != "done" or not self._shows(method, name):
+            await self.refresh(name)
         return result
+
+    def _shows(self, method: str, name: str) -> bool:
+        """Whether the job's end has been seen of the unit: systemd tells of that before the job's.
+
+        To ask takes six calls, for each of which it loads the unit anew that is down.
+        """
+        status = self._known(name)
+        return status.down if method == "StopUnit" else status.up
 
     async def _end_of(self, path: str, future: asyncio.Future[str]) -> str:
         while True:

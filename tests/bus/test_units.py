@@ -98,6 +98,14 @@ async def test_stop_waits_for_the_job(systemd: Systemd, attached: Attached) -> N
     assert attached.units.status(QWEN).down
 
 
+async def test_a_job_that_did_as_asked_is_not_asked_after(
+    systemd: Systemd, attached: Attached
+) -> None:
+    await attached.units.start(QWEN)
+    await attached.units.stop(QWEN)
+    assert systemd.calls[-2:] == [f"StartUnit {UNIT}", f"StopUnit {UNIT}"]
+
+
 async def test_result_of_a_failed_job_is_told(systemd: Systemd, attached: Attached) -> None:
     systemd.fail_jobs = True
     assert await attached.units.start(QWEN) == "failed"
