@@ -30,6 +30,9 @@ MODULES = (
     "tuning",
     "vllm",
 )
+# dataclasses imports it, and uses it for classes that have no docstring: with all that it brings
+# along, half of what dataclasses takes to load.
+SELDOM = "inspect"
 # The health is asked for by the first two, and the first line is logged by the last: they take
 # longer to load than all of these.
 OTHERS = ("http.client", "encodings.idna", "llmuxd.journal")
@@ -38,6 +41,7 @@ OTHERS = ("http.client", "encodings.idna", "llmuxd.journal")
 def put_off() -> None:
     """Before anything that imports one of them as a module: `from . import canary`."""
     package = sys.modules[__package__]
+    _put_off_by_name(SELDOM)
     for name in MODULES:
         spec = find_spec(f"{__package__}.{name}")
         assert spec is not None and spec.loader is not None
@@ -46,6 +50,22 @@ def put_off() -> None:
         sys.modules[spec.name] = module
         setattr(package, name, module)
         spec.loader.exec_module(module)
+
+
+def _put_off_by_name(name: str) -> None:
+    """The same for `import name`, at which one of LazyLoader's would be loaded."""
+    spec = find_spec(name)
+    if name in sys.modules or spec is None or spec.loader is None:
+        return
+    loader, module = spec.loader, module_from_spec(spec)
+
+    def load(attribute: str) -> object:
+        del module.__getattr__
+        loader.exec_module(module)
+        return getattr(module, attribute)
+
+    module.__getattr__ = load  # type: ignore[method-assign]
+    sys.modules[name] = module
 
 
 def load() -> None:
