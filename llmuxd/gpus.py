@@ -2,6 +2,7 @@
 """What is on the GPUs, as llmux-gpus.service measures it: llmuxd itself can reach no device."""
 
 import asyncio
+import contextlib
 import logging
 import math
 import time
@@ -18,6 +19,8 @@ log = logging.getLogger(__name__)
 RETRY = 10.0
 # A measurement takes milliseconds, with persistence mode off the driver's start as well.
 LIMIT = 5.0
+# Requests that need no measurement wait for the first one too when llmuxd starts.
+FIRST_LIMIT = 1.0
 # 4096 processes, at up to 500 bytes each.
 LINE_LIMIT = 2 << 20
 
@@ -65,6 +68,15 @@ class Gpus:
             # Nobody waits for it again before it is heard.
             self._away = True
         return self.read() if self._at >= since else {}
+
+    async def first(self) -> None:
+        """Until there is a reading, or it is known that there is none, but for FIRST_LIMIT at most.
+
+        `run` must be running.
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FIRST_LIMIT), self._news:
+                await self._news.wait_for(lambda: self._reading is not None or self._away)
 
     async def run(self) -> None:
         """Keep the reading true, until cancelled."""

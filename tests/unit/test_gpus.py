@@ -180,6 +180,28 @@ async def test_a_meter_that_was_restarted_is_not_noticed(
     assert watch.quiet
 
 
+async def test_llmuxd_begins_with_a_reading(fake_meter: FakeMeter, watch: Watch) -> None:
+    await watch.gpus.first()
+    assert list(watch.gpus.read()) == [2]
+
+
+async def test_llmuxd_begins_without_a_meter(watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpus, "FIRST_LIMIT", 60)
+    await watch.gpus.first()
+    assert watch.gpus.read() == {}
+
+
+async def test_llmuxd_begins_while_the_meter_does_not(
+    watch: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpus, "FIRST_LIMIT", 0.01)
+    socket_path().parent.mkdir(parents=True, exist_ok=True)
+    server = await asyncio.start_unix_server(_say_nothing, socket_path())
+    async with server:
+        await watch.gpus.first()
+    assert watch.gpus.read() == {}
+
+
 async def test_without_a_meter_nothing_is_known(watch: Watch) -> None:
     assert await watch.change() == {}
     assert await watch.gpus.measure() == {}
@@ -213,3 +235,8 @@ async def test_an_error_is_logged_once(
     fake_meter.say()
     await watch.change()
     assert caplog.messages == ["GPU memory cannot be measured: Driver Not Loaded"]
+
+
+async def _say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.read()
+    writer.close()
