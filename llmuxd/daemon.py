@@ -88,7 +88,7 @@ class Daemon:
         self._own(self._keep_connected(bus), "bus")
         self._own(self._watchdog(), "watchdog")
         self._own(self._reload_on_hangup(), "hangup")
-        # The meter was started with llmuxd: the first to be let in would wait for it all alone.
+        # Who connected to the meter has started it: the first to be let in would wait for that.
         await self._gpus.first()
         await self._proxy.start(sockets)
         self._notify("READY=1")

@@ -22,8 +22,9 @@ SOCKET = ".sock"
 STOPPING = ".stopping"
 # What STOPPING holds where the stop left a good image, and nothing is to be cleaned up but this.
 KEPT = b"kept"
-# What is left of such a stop that has cleaned up after itself (packaging/llmux-clean-up.in). It is
-# named by the unit's instance: no shell knows slugs.
+# What is left of such a stop that has cleaned up after itself (packaging/llmux-clean-up.in), behind
+# systemd's ID of this run of the unit (INVOCATION_ID in systemd.exec(5)): no later one takes it for
+# its own.
 CLEAN = ".clean"
 
 
@@ -55,18 +56,25 @@ def forget(model: str, keep: str = "") -> None:
 
 def leave_clean(model: str) -> None:
     """The unit goes down by a stop that kept a good image: there is nothing to be cleaned up."""
+    clean = _clean()
+    if clean is None:
+        return
     forget(model, keep=STOPPING)
     # At any time there is the one or the other, whoever is killed and when.
-    os.rename(path(model, STOPPING), _clean(model))
+    os.rename(path(model, STOPPING), clean)
 
 
-def unmark_clean(model: str) -> None:
-    """The unit starts: what its last one has left says nothing of this one."""
+def take_clean() -> bool:
+    """Whether that is so in the unit whose command this is; the mark is gone then."""
+    clean = _clean()
     try:
-        os.unlink(_clean(model))
+        if clean is not None:
+            os.unlink(clean)
     except FileNotFoundError:
-        return
+        return False
+    return clean is not None
 
 
-def _clean(model: str) -> str:
-    return f"{directory()}/{names.escape(model)}{CLEAN}"
+def _clean() -> str | None:
+    run = os.environ.get("INVOCATION_ID")
+    return f"{directory()}/{run}{CLEAN}" if run else None

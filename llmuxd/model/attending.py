@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from .. import __version__, loggers, run_files
+from .. import __version__, hold, loggers, run_files
 from ..config import Sleep
 from ..events import Event, about
 from . import parking, resident
@@ -84,6 +84,7 @@ class Attending(ABC):
         resident.apart(meanwhile, self._listening)
         resident.stay(self._name, self._listening, watched, self._answer)
         if was_kept(self._name):
+            hold.forget(self._name)
             run_files.leave_clean(self._name)
 
     def _listen(self) -> None:
@@ -125,7 +126,6 @@ class Attending(ABC):
     def _begin(self, gpus: Sequence[int]) -> None:
         """It starts, on these GPUs; what an earlier run was told counts no more."""
         stopping_mark(self._name).unlink(missing_ok=True)
-        run_files.unmark_clean(self._name)
         note_place(self._name, gpus)
 
     def _park(self, activation: Activation, sleep: Sleep | None = None) -> None:

@@ -104,6 +104,8 @@ def clean_up(instance: str) -> bool:
     Of a start that was held back to its end nothing is left but, perhaps, what it waited for.
     """
     try:
+        if run_files.take_clean():
+            return True
         model = unescape(instance)
         if hold.remains(model):
             hold.forget(model)

@@ -30,8 +30,8 @@ MODULES = (
     "tuning",
     "vllm",
 )
-# dataclasses imports it, and uses it for classes that have no docstring: with all that it brings
-# along, half of what dataclasses takes to load.
+# dataclasses imports it, and uses it for classes that have no docstring (Python 3.12 and 3.13: for
+# each): with all that it brings along, half of what dataclasses takes to load.
 SELDOM = "inspect"
 # The health is asked for by the first two, and the first line is logged by the last: they take
 # longer to load than all of these.
@@ -72,6 +72,7 @@ def load() -> None:
     """Load all of them that are not yet; no other thread may use one meanwhile (Python 3.11)."""
     for name in OTHERS:
         import_module(name)
+    hasattr(import_module(SELDOM), "signature")
     for name in MODULES:
         # To ask for any attribute does it.
         hasattr(import_module(f".{name}", __package__), "__doc__")

@@ -29,6 +29,7 @@ from llmuxd.model.container import Container, Facts
 from llmuxd.model.lifecycle import Lifecycle
 from llmuxd.model.parking import NoPlace, Parked
 from llmuxd.model.process import CommandFailed
+from llmuxd.names import slug
 
 from .fake_units import a_checkpoint, a_model, an_activation
 
@@ -176,11 +177,12 @@ def test_a_helper_cleans_up_after_a_stop_that_kept_an_image(
     order_leave("a", Leave.END)
     monkeypatch.setattr(resident, "stay", stay)
     monkeypatch.setattr(resident, "apart", lambda *_: None)
+    monkeypatch.setenv("INVOCATION_ID", "0123")
+    hold = files.runtime_root() / f"{slug('a')}.hold"
+    hold.touch()
     model.stay(1, lambda: None)
-    mark = files.runtime_root() / "a.clean"
-    assert mark.exists() is kept and (noted_place("a") is None) is kept
-    model._begin((0,))
-    assert not mark.exists() and noted_place("a") == (0,)
+    assert (files.runtime_root() / "0123.clean").exists() is kept
+    assert (noted_place("a") is None) is kept is not hold.exists()
 
 
 def test_a_stop_that_finds_a_full_disk_is_left_to_the_unit_s_own(

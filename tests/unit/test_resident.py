@@ -226,21 +226,34 @@ def test_what_a_stop_has_kept_is_all_that_is_left() -> None:
     assert not [*files.runtime_root().iterdir()]
 
 
-def test_a_stop_that_cleans_up_leaves_its_clean_up_nothing_but_a_mark() -> None:
-    for text, name in (("a/b", "a-b"), ("-x y", "\\x2dx\\x20y")):
-        files.runtime_root().mkdir(parents=True, exist_ok=True)
-        socket_path(text).touch()
-        mark_kept(text)
-        run_files.leave_clean(text)
-        assert [path.name for path in files.runtime_root().iterdir()] == [f"{name}.clean"]
-        run_files.unmark_clean(text)
-        assert not [*files.runtime_root().iterdir()]
-        run_files.unmark_clean(text)
+def test_a_stop_that_cleans_up_leaves_its_clean_up_nothing_but_a_mark(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    files.runtime_root().mkdir(parents=True, exist_ok=True)
+    monkeypatch.setenv("INVOCATION_ID", "0123")
+    socket_path("a/b").touch()
+    mark_kept("a/b")
+    run_files.leave_clean("a/b")
+    assert [path.name for path in files.runtime_root().iterdir()] == ["0123.clean"]
+    monkeypatch.setenv("INVOCATION_ID", "4567")
+    assert not handing.clean_up("a-b")
+    monkeypatch.setenv("INVOCATION_ID", "0123")
+    assert handing.clean_up("a-b")
+    assert not [*files.runtime_root().iterdir()]
 
 
-@pytest.mark.parametrize("clean", [True, False])
-def test_the_clean_up_is_the_whole_programs_where_there_is_no_mark(
-    clean: bool, tmp_path: Path
+def test_what_no_unit_runs_leaves_the_mark_of_a_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    files.runtime_root().mkdir(parents=True, exist_ok=True)
+    monkeypatch.delenv("INVOCATION_ID", raising=False)
+    mark_kept("a/b")
+    run_files.leave_clean("a/b")
+    assert handing.clean_up("a-b")
+    assert not [*files.runtime_root().iterdir()]
+
+
+@pytest.mark.parametrize("run", ["0123", "4567"])
+def test_the_clean_up_is_the_whole_programs_where_its_run_left_no_mark(
+    run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As it is installed; the program tells what it is given."""
     program = tmp_path / "llmux/llmux-model"
@@ -249,19 +262,18 @@ def test_the_clean_up_is_the_whole_programs_where_there_is_no_mark(
     program.chmod(0o755)
     script = Path("packaging/llmux-clean-up.in").read_text().replace("@libexecdir@", str(tmp_path))
     files.runtime_root().mkdir(parents=True, exist_ok=True)
-    if clean:
-        mark_kept("-x y")
-        run_files.leave_clean("-x y")
+    monkeypatch.setenv("INVOCATION_ID", "0123")
+    mark_kept("-x y")
+    run_files.leave_clean("-x y")
+    monkeypatch.setenv("INVOCATION_ID", run)
     done = subprocess.run(
         ["sh", "-c", script, "llmux-clean-up", "\\x2dx\\x20y"],
-        env=os.environ | {"RUNTIME_DIRECTORY": str(files.runtime_root())},
         capture_output=True,
         text=True,
         check=False,
     )
-    told = (0, "") if clean else (7, "clean-up -- \\x2dx\\x20y\n")
+    told = (0, "") if run == "0123" else (7, "clean-up -- \\x2dx\\x20y\n")
     assert ((done.returncode, done.stdout), done.stderr) == (told, "")
-    assert not [*files.runtime_root().iterdir()]
 
 
 def test_a_command_leaves_no_dot_control_to_be_killed(tmp_path: Path) -> None:
