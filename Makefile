@@ -62,7 +62,8 @@ install-files:
 		$(FILL) systemd/$$unit > $(DESTDIR)$(UNITDIR)/$$unit && \
 		chmod 644 $(DESTDIR)$(UNITDIR)/$$unit || exit 1; \
 	done
-	$(FILL) packaging/llmux-model.in > $(DESTDIR)$(LIBEXECDIR)/llmux/llmux-model
+	$(FILL) -e 's|@packages@|$(PACKAGES)|' packaging/llmux-model.in \
+		> $(DESTDIR)$(LIBEXECDIR)/llmux/llmux-model
 	chmod 755 $(DESTDIR)$(LIBEXECDIR)/llmux/llmux-model
 	$(FILL) packaging/llmux-clean-up.in > $(DESTDIR)$(LIBEXECDIR)/llmux/llmux-clean-up
 	chmod 755 $(DESTDIR)$(LIBEXECDIR)/llmux/llmux-clean-up

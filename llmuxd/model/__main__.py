@@ -108,6 +108,11 @@ def _model(name: str, path: Path | None, verb: str) -> config.ModelConfig:
 
 
 def _load(path: Path | None) -> config.Config:
+    if sys.flags.no_site:
+        # As installed, and a reader of YAML may lie elsewhere than this package.
+        import site
+
+        site.main()
     return config.load(path) if path else accepted.load()
 
 
