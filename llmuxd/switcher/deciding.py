@@ -123,6 +123,7 @@ class Decider:
                 return time, decision
             # Nobody is refused by what was measured before it asked, and nobody let in beside
             # another by what was free a while ago.
+            self._poising.ready(decision.beside)
             await self._measure()
 
     async def _catch_up(self) -> float:

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Who has a place promised that another is leaving for good is made ready to start meanwhile.
 
-Its unit's helper needs 0.1 s and more to load; then it waits. Policy sees nothing of it.
+So is who is to come in beside another, while the GPU is measured for that: its driver may be busy
+with the one that came last. Its unit's helper needs 0.1 s and more to load; then it waits. Policy
+sees nothing of it.
 """
 
 from collections.abc import Iterable
@@ -17,6 +19,12 @@ class Poising:
     def __init__(self, fleet: Fleet):
         self._fleet = fleet
 
+    def ready(self, coming: Iterable[str]) -> None:
+        """Have those poised who come in if there is room; what is decided then settles it."""
+        for name in coming:
+            if self._can_wait(self._fleet.models[name]):
+                self._fleet.units.poise(name)
+
     def settle(self, following: Iterable[str]) -> None:
         """Have those poised of whom that is true, of those who follow, and nobody else.
 
@@ -31,10 +39,7 @@ class Poising:
             units.poise(name)
 
     def _is_next(self, model: Model) -> bool:
-        """One that is parked has its helper; one that failed before may do so again and again."""
-        unit = self._fleet.units.status(model.name)
-        down = unit.active == "inactive" and model.transition is None
-        if not (model.promised and down) or model.failures or model.config.unit:
+        if not (model.promised and self._can_wait(model)):
             return False
         # A stream may take its time, and it would wait for nothing but that.
         place = set(self._fleet.place(model))
@@ -42,3 +47,9 @@ class Poising:
             other.moving is Stage.DRAINING and place & set(other.held)
             for other in self._fleet.models.values()
         )
+
+    def _can_wait(self, model: Model) -> bool:
+        """One that is parked has its helper; one that failed before may do so again and again."""
+        unit = self._fleet.units.status(model.name)
+        down = unit.active == "inactive" and model.transition is None
+        return down and not model.failures and not model.config.unit

@@ -245,3 +245,23 @@ async def test_preloading_knows_the_room() -> None:
         await stage.settle()
         assert stage.serving() == ["a", "b"]
         assert "stop" not in " ".join(stage.units.log)
+
+
+@simulated
+async def test_who_may_come_beside_another_is_made_ready_while_that_is_measured() -> None:
+    async with on_host(a_model("a"), a_model("b")) as (host, stage):
+        host.takes = 5
+        for name in ("a", "b"):
+            await stage.ask(name)
+            stage.switcher.measure(await host.measure())
+            await stage.until_idle()
+        assert stage.switcher.state("a") is State.CHECKPOINTED
+        stage.units.poises.clear()
+        gate = host.gate = Gate()
+        client = stage.client("a")
+        await gate.reached.wait()
+        await stage.settle()
+        assert stage.units.poises == ["poise a"] and not client.admitted.is_set()
+        gate.open()
+        await client.finish()
+        assert stage.units.poises[:2] == ["poise a", "lift a"]
