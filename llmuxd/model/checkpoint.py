@@ -20,6 +20,8 @@ log = loggers.named("llmux-model")
 
 # Larger files of an image are known by their size alone.
 HASHED_SIZE = 1 << 20
+# A file's times are no finer than a tick of the kernel's clock, which is 10 ms at most; in ns.
+TICK = 20_000_000
 # The container's /dev/shm, which podman keeps beside CRIU's images: they are worth nothing with
 # another's.
 SHM = "devshm-checkpoint.tar"
@@ -91,13 +93,46 @@ class Checkpoint:
     def damage(self) -> str | None:
         """Which file is not as it was written; None where each is.
 
-        CRIU spins for ever on a page file that is too short, so nothing odd is shown to it.
+        CRIU spins for ever on a page file that is too short, so nothing odd is shown to it. There
+        is a small file for each of a server's threads, and somebody waits: they are not read again
+        where nobody has touched one since.
         """
+        if self._is_untouched():
+            return None
         found = manifest(Path(self.directory))
         for name, told in self.manifest.items():
             if found.get(name) != told:
                 return f"its file {name} is {'damaged' if name in found else 'missing'}"
+        self.note_seen()
         return None
+
+    def note_seen(self) -> None:
+        """All of its files are as they were written; until the host's next start that is known.
+
+        Not of one that was written just now: what is written next would have the same ctime.
+        """
+        with contextlib.suppress(OSError):
+            found = self._stat()
+            newest = max((file.st_ctime_ns for file in found), default=0)
+            if time.time_ns() - newest > TICK:
+                files.write_private(_seen(self.model), self._stamp(found))
+
+    def _is_untouched(self) -> bool:
+        try:
+            return _seen(self.model).read_text() == self._stamp(self._stat())
+        except OSError:
+            return False
+
+    def _stat(self) -> list[os.stat_result]:
+        return [Path(self.directory, name).stat() for name in self.manifest]
+
+    def _stamp(self, found: list[os.stat_result]) -> str:
+        """Changes with whatever is done to one of the files, or to what is known of them.
+
+        By ctime: nobody can set that, as one can mtime.
+        """
+        told = [(file.st_ino, file.st_size, file.st_ctime_ns) for file in found]
+        return hashlib.sha256(repr((self.manifest, told)).encode()).hexdigest()
 
     def save(self) -> None:
         """Keep it, durably."""
@@ -155,7 +190,8 @@ class Checkpoint:
     @staticmethod
     def forget(model: str) -> None:
         """There is no image any more."""
-        _path(model).unlink(missing_ok=True)
+        for path in (_path(model), _seen(model)):
+            path.unlink(missing_ok=True)
 
 
 def recorded() -> list[str]:
@@ -242,6 +278,10 @@ def _is_there(directory: Path) -> bool:
 
 def _texts(raw: object) -> dict[str, str]:
     return {str(key): str(value) for key, value in raw.items()} if isinstance(raw, dict) else {}
+
+
+def _seen(model: str) -> Path:
+    return files.runtime_root() / f"{names.slug(model)}.image"
 
 
 def _path(model: str) -> Path:

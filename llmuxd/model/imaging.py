@@ -112,7 +112,7 @@ def write(
         # Should it be too large to be kept, the next one is not even written.
         record = replace(record, seconds=seconds, size=size)
         room.hold(size)
-        replace(
+        record = replace(
             record,
             manifest=manifest(directory),
             canary=answer,
@@ -120,7 +120,9 @@ def write(
             question=activation.question,
             back=nap.back,
             sleep=activation.image_sleep if nap.out else Sleep.OFF,
-        ).save()
+        )
+        record.save()
+        record.note_seen()
         log.info("checkpoint written in %.2f s, %.1f MB", seconds, size / 1e6,
                  extra=about(Event.CHECKPOINT_WRITTEN, phase="checkpoint",
                              seconds=seconds))  # fmt: skip

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: MIT
 import errno
+import os
 from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 
 from llmuxd import files
+from llmuxd.model import checkpoint
 from llmuxd.model.checkpoint import Checkpoint, disk_usage
 from llmuxd.model.identity import Identity
 
@@ -131,6 +133,52 @@ def test_record_that_lacks_a_key_is_no_record(image: Path, key: str) -> None:
     del raw[key]
     files.write_json(path, raw)
     assert Checkpoint.load(NAME) is None
+
+
+def noted(good: Checkpoint) -> Checkpoint:
+    """Once its files are as old as that takes."""
+    while not [*files.runtime_root().iterdir()]:
+        good.note_seen()
+    return good
+
+
+def test_what_was_written_just_now_is_read_again(
+    image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files.runtime_root().mkdir(parents=True)
+    monkeypatch.setattr(checkpoint, "TICK", 3600 * 10**9)
+    good = replace(record(image), manifest=checkpoint.manifest(image))
+    assert good.damage() is None and not [*files.runtime_root().iterdir()]
+
+
+def test_what_nobody_has_touched_is_not_read_again(
+    image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files.runtime_root().mkdir(parents=True)
+    (image / "core-1.img").write_text("one")
+    good = noted(replace(record(image), manifest=checkpoint.manifest(image)))
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, "manifest", lambda _: pytest.fail("it was read"))
+        assert good.damage() is None
+    other = replace(good, manifest=good.manifest | {"core-1.img": "3 0123"})
+    assert other.damage() == "its file core-1.img is damaged"
+    assert good.damage() is None
+    good.forget(good.model)
+    assert not [*files.runtime_root().iterdir()]
+
+
+@pytest.mark.parametrize("text", ["two", "three"])
+def test_what_was_touched_is_read_whatever_its_times_say(image: Path, text: str) -> None:
+    files.runtime_root().mkdir(parents=True)
+    file = image / "core-1.img"
+    file.write_text("one")
+    good = noted(replace(record(image), manifest=checkpoint.manifest(image)))
+    before = file.stat()
+    file.write_text(text)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert good.damage() == "its file core-1.img is damaged"
+    file.unlink()
+    assert good.damage() == "its file core-1.img is missing"
 
 
 def test_disk_usage_counts_what_sparse_files_hold(tmp_path: Path) -> None:
