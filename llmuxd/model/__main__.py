@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from .. import accepted, config, loggers, names, stored
@@ -108,12 +109,18 @@ def _model(name: str, path: Path | None, verb: str) -> config.ModelConfig:
 
 
 def _load(path: Path | None) -> config.Config:
+    # A reader of YAML may lie elsewhere than this package.
+    _find_packages()
+    return config.load(path) if path else accepted.load()
+
+
+@cache
+def _find_packages() -> None:
+    """What Python has left out at its start (packaging/llmux-model.in)."""
     if sys.flags.no_site:
-        # As installed, and a reader of YAML may lie elsewhere than this package.
         import site
 
         site.main()
-    return config.load(path) if path else accepted.load()
 
 
 def _limits(path: Path | None) -> keeping.Limits:

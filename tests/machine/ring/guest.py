@@ -110,7 +110,9 @@ def leftovers() -> list[str]:
     left = [f"container {line}" for line in sh("podman", "ps", "-q").splitlines()]
     # What the last ways in and out took is for whoever wants to know it after the unit's end.
     # Who was to leave for whom is for the next llmuxd, what the host has to offer for any start.
-    kept = (".lock", ".in.json", ".out.json", "succession.json", "network.json", "criu.json")
+    # That an image was as it was written is for its next start.
+    kept = (".lock", ".in.json", ".out.json", ".image", "succession.json", "network.json",
+            "criu.json")  # fmt: skip
     files = [path for path in Path("/run/llmux").glob("*") if not path.name.endswith(kept)]
     left += [f"file {path}" for path in files]
     left += [
