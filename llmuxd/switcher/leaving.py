@@ -155,13 +155,10 @@ class Leaving:
             self._stays(model)
             await asyncio.to_thread(forget_leave, model.name)
             raise UnitRefused(f"{model.name!r} could not be stopped: {error}") from None
-        # At once: it may be wanted back. A unit that was down already has not taken the order, and
-        # must not meet it at a later stop.
-        await asyncio.gather(
-            asyncio.to_thread(forget_leave, model.name),
-            self._fleet.look(model),
-            self._fleet.look_at_images(),
-        )
+        # A unit that was down already has not taken it, and must not meet it at a later stop.
+        await asyncio.to_thread(forget_leave, model.name)
+        await self._fleet.look(model)
+        await self._fleet.look_at_images()
         if not self._units.status(model.name).down:
             self._stays(model)
             raise UnitRefused(f"{model.name!r} would not stop", "see 'systemctl status'")
