@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
 """What one run of a model's unit keeps in /run/llmux: a file's name is the model's slug and one of
-these behind it. Light, for handing.py.
+these behind it, but for CLEAN. Light, for handing.py.
 """
 
 import os

@@ -63,6 +63,11 @@ def install(root: Path, venv: Path) -> int:
     if not helper.startswith(f"#!{venv}/bin/python3"):
         print(f"llmux-model: {helper.splitlines()[0]}")
         return 1
+    # It looks nowhere else for this package.
+    packages = Path(*re.findall(r'sys.path.append\("(.+)"\)', helper))
+    if not (packages / "llmuxd").is_dir():
+        print(f"llmux-model: llmuxd is not in {packages}")
+        return 1
     print(f"llmuxd {version} starts")
     return 0
 

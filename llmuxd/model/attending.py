@@ -76,7 +76,8 @@ class Attending(ABC):
     def stay(self, watched: int, meanwhile: Callable[[], None]) -> None:
         """After the start: park, wake and stop the model when asked, for as long as it runs.
 
-        `meanwhile` is done beside that, once.
+        `meanwhile` is done beside that, once. After a stop that kept an image nothing is left for
+        the unit's clean-up.
         """
         assert self._listening is not None, "it was not started"
         for name in parking.LATER:

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -99,40 +100,46 @@ class Checkpoint:
         """
         if self._is_untouched():
             return None
+        before = self.stat()
         found = manifest(Path(self.directory))
         for name, told in self.manifest.items():
             if found.get(name) != told:
                 return f"its file {name} is {'damaged' if name in found else 'missing'}"
-        self.note_seen()
+        self.note_seen(before)
         return None
 
-    def note_seen(self) -> None:
+    def note_seen(self, before: Mapping[str, os.stat_result]) -> None:
         """All of its files are as they were written; until the host's next start that is known.
 
-        Not of one that was written just now: what is written next would have the same ctime.
+        `before` they were read, they were so. Nothing is noted of one that was written just then:
+        what is written next would have the same ctime.
         """
-        with contextlib.suppress(OSError):
-            found = self._stat()
-            newest = max((file.st_ctime_ns for file in found), default=0)
-            if time.time_ns() - newest > TICK:
-                files.write_private(_seen(self.model), self._stamp(found))
+        newest = max((file.st_ctime_ns for file in before.values()), default=0)
+        if time.time_ns() - newest > TICK:
+            with contextlib.suppress(OSError):
+                files.write_private(_seen(self.model), self._stamp(before))
 
     def _is_untouched(self) -> bool:
         try:
-            return _seen(self.model).read_text() == self._stamp(self._stat())
+            return _seen(self.model).read_text() == self._stamp(self.stat())
         except OSError:
             return False
 
-    def _stat(self) -> list[os.stat_result]:
-        return [Path(self.directory, name).stat() for name in self.manifest]
+    def stat(self) -> dict[str, os.stat_result]:
+        """What the disk says of its files now, those that are there."""
+        return {path.name: path.stat() for path in Path(self.directory).iterdir()}
 
-    def _stamp(self, found: list[os.stat_result]) -> str:
+    def _stamp(self, found: Mapping[str, os.stat_result]) -> str:
         """Changes with whatever is done to one of the files, or to what is known of them.
 
         By ctime: nobody can set that, as one can mtime.
         """
-        told = [(file.st_ino, file.st_size, file.st_ctime_ns) for file in found]
-        return hashlib.sha256(repr((self.manifest, told)).encode()).hexdigest()
+        told = [
+            (name, known, each.st_ino, each.st_size, each.st_ctime_ns)
+            for name, known in self.manifest.items()
+            if (each := found.get(name)) is not None
+        ]
+        return hashlib.sha256(repr((len(self.manifest), told)).encode()).hexdigest()
 
     def save(self) -> None:
         """Keep it, durably."""

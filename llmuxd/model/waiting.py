@@ -3,7 +3,7 @@
 
 What it takes to load, and systemd to begin with it, is done by then. A start by hand that comes
 meanwhile is systemd's same job: it goes on with it, or is cancelled with it where the place goes to
-another model after all.
+another model after all, or there is no room beside the one that has it.
 """
 
 import time

@@ -14,7 +14,7 @@ from .models import Model
 
 
 class Poising:
-    """Told of each decision, after it was begun to be carried out."""
+    """Told of each decision once it is being carried out, and before of who may come in by it."""
 
     def __init__(self, fleet: Fleet):
         self._fleet = fleet

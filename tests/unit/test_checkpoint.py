@@ -138,7 +138,7 @@ def test_record_that_lacks_a_key_is_no_record(image: Path, key: str) -> None:
 def noted(good: Checkpoint) -> Checkpoint:
     """Once its files are as old as that takes."""
     while not [*files.runtime_root().iterdir()]:
-        good.note_seen()
+        good.note_seen(good.stat())
     return good
 
 

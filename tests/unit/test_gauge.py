@@ -265,3 +265,22 @@ async def test_who_may_come_beside_another_is_made_ready_while_that_is_measured(
         gate.open()
         await client.finish()
         assert stage.units.poises[:2] == ["poise a", "lift a"]
+
+
+@simulated
+async def test_who_has_no_room_beside_another_after_all_is_made_ready_in_vain() -> None:
+    async with on_host(a_model("a"), a_model("b")) as (host, stage):
+        host.takes = 5
+        for name in ("a", "b"):
+            await stage.ask(name)
+            stage.switcher.measure(await host.measure())
+            await stage.until_idle()
+        stage.units.poises.clear()
+        host.foreign = 18
+        busy = stage.client("b")
+        await busy.admitted.wait()
+        client = stage.client("a")
+        await stage.settle()
+        assert stage.units.poises == ["poise a", "withdraw a"]
+        await busy.finish()
+        await client.finish()
