@@ -68,7 +68,10 @@ def packages(prefix: Path) -> str:
     base = str(prefix.parent if scheme == "posix_local" else prefix)
     found = sysconfig.get_path("purelib", scheme, {"base": base, "platbase": base})
     if found not in site.getsitepackages():
-        print(f"note: {sys.executable} does not look into {found}: set PYTHONPATH", file=sys.stderr)
+        print(
+            f"note: {sys.executable} does not look into {found}: set PYTHONPATH for llmuxd",
+            file=sys.stderr,
+        )
     return found
 
 

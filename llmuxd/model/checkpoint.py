@@ -122,7 +122,7 @@ class Checkpoint:
     def _is_untouched(self) -> bool:
         try:
             return _seen(self.model).read_text() == self._stamp(self.stat())
-        except OSError:
+        except (OSError, ValueError):
             return False
 
     def stat(self) -> dict[str, os.stat_result]:

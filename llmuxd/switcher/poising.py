@@ -22,7 +22,7 @@ class Poising:
     def ready(self, coming: Iterable[str]) -> None:
         """Have those poised who come in if there is room; what is decided then settles it."""
         for name in coming:
-            if self._can_wait(self._fleet.models[name]):
+            if name not in self._fleet.units.poised and self._can_wait(self._fleet.models[name]):
                 self._fleet.units.poise(name)
 
     def settle(self, following: Iterable[str]) -> None:
