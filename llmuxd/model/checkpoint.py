@@ -21,8 +21,8 @@ log = loggers.named("llmux-model")
 
 # Larger files of an image are known by their size alone.
 HASHED_SIZE = 1 << 20
-# A file's times are no finer than a tick of the kernel's clock, which is 10 ms at most; in ns.
-TICK = 20_000_000
+# A file's times are as fine as its file system has them: to the second on the coarsest; in ns.
+TICK = 2 * 10**9
 # The container's /dev/shm, which podman keeps beside CRIU's images: they are worth nothing with
 # another's.
 SHM = "devshm-checkpoint.tar"
@@ -100,32 +100,32 @@ class Checkpoint:
         """
         if self._is_untouched():
             return None
-        before = self.stat()
+        before = self._stat()
         found = manifest(Path(self.directory))
         for name, told in self.manifest.items():
             if found.get(name) != told:
                 return f"its file {name} is {'damaged' if name in found else 'missing'}"
-        self.note_seen(before)
+        self._note_seen(before)
         return None
 
-    def note_seen(self, before: Mapping[str, os.stat_result]) -> None:
-        """All of its files are as they were written; until the host's next start that is known.
+    def _is_untouched(self) -> bool:
+        try:
+            return _seen(self.model).read_text() == self._stamp(self._stat())
+        except (OSError, ValueError):
+            return False
 
-        `before` they were read, they were so. Nothing is noted of one that was written just then:
-        what is written next would have the same ctime.
+    def _note_seen(self, before: Mapping[str, os.stat_result]) -> None:
+        """`before` its files were read, they were so; until the host's next start that is known.
+
+        Nothing is noted where one was written just then: what is written next would have the same
+        ctime.
         """
         newest = max((file.st_ctime_ns for file in before.values()), default=0)
         if time.time_ns() - newest > TICK:
             with contextlib.suppress(OSError):
                 files.write_private(_seen(self.model), self._stamp(before))
 
-    def _is_untouched(self) -> bool:
-        try:
-            return _seen(self.model).read_text() == self._stamp(self.stat())
-        except (OSError, ValueError):
-            return False
-
-    def stat(self) -> dict[str, os.stat_result]:
+    def _stat(self) -> dict[str, os.stat_result]:
         """What the disk says of its files now, those that are there."""
         return {path.name: path.stat() for path in Path(self.directory).iterdir()}
 

@@ -112,8 +112,7 @@ def write(
         # Should it be too large to be kept, the next one is not even written.
         record = replace(record, seconds=seconds, size=size)
         room.hold(size)
-        seen = record.stat()
-        record = replace(
+        replace(
             record,
             manifest=manifest(directory),
             canary=answer,
@@ -121,9 +120,7 @@ def write(
             question=activation.question,
             back=nap.back,
             sleep=activation.image_sleep if nap.out else Sleep.OFF,
-        )
-        record.save()
-        record.note_seen(seen)
+        ).save()
         log.info("checkpoint written in %.2f s, %.1f MB", seconds, size / 1e6,
                  extra=about(Event.CHECKPOINT_WRITTEN, phase="checkpoint",
                              seconds=seconds))  # fmt: skip

@@ -135,26 +135,30 @@ def test_record_that_lacks_a_key_is_no_record(image: Path, key: str) -> None:
     assert Checkpoint.load(NAME) is None
 
 
+@pytest.fixture
+def fine_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As file systems in memory have them, whose tick is the kernel's: 10 ms at most."""
+    monkeypatch.setattr(checkpoint, "TICK", 20_000_000)
+    files.runtime_root().mkdir(parents=True)
+
+
 def noted(good: Checkpoint) -> Checkpoint:
     """Once its files are as old as that takes."""
     while not [*files.runtime_root().iterdir()]:
-        good.note_seen(good.stat())
+        assert good.damage() is None
     return good
 
 
-def test_what_was_written_just_now_is_read_again(
-    image: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_was_written_just_now_is_read_again(image: Path) -> None:
     files.runtime_root().mkdir(parents=True)
-    monkeypatch.setattr(checkpoint, "TICK", 3600 * 10**9)
     good = replace(record(image), manifest=checkpoint.manifest(image))
     assert good.damage() is None and not [*files.runtime_root().iterdir()]
 
 
+@pytest.mark.usefixtures("fine_times")
 def test_what_nobody_has_touched_is_not_read_again(
     image: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    files.runtime_root().mkdir(parents=True)
     (image / "core-1.img").write_text("one")
     good = noted(replace(record(image), manifest=checkpoint.manifest(image)))
     with monkeypatch.context() as patched:
@@ -167,9 +171,9 @@ def test_what_nobody_has_touched_is_not_read_again(
     assert not [*files.runtime_root().iterdir()]
 
 
+@pytest.mark.usefixtures("fine_times")
 @pytest.mark.parametrize("text", ["two", "three"])
 def test_what_was_touched_is_read_whatever_its_times_say(image: Path, text: str) -> None:
-    files.runtime_root().mkdir(parents=True)
     file = image / "core-1.img"
     file.write_text("one")
     good = noted(replace(record(image), manifest=checkpoint.manifest(image)))

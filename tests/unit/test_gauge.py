@@ -247,16 +247,21 @@ async def test_preloading_knows_the_room() -> None:
         assert "stop" not in " ".join(stage.units.log)
 
 
+async def both_known(host: Host, stage: Stage) -> None:
+    """b serves and a has left for it; what each takes was seen."""
+    host.takes = 5
+    for name in ("a", "b"):
+        await stage.ask(name)
+        stage.switcher.measure(await host.measure())
+        await stage.until_idle()
+    assert stage.switcher.state("a") is State.CHECKPOINTED
+    stage.units.poises.clear()
+
+
 @simulated
 async def test_who_may_come_beside_another_is_made_ready_while_that_is_measured() -> None:
     async with on_host(a_model("a"), a_model("b")) as (host, stage):
-        host.takes = 5
-        for name in ("a", "b"):
-            await stage.ask(name)
-            stage.switcher.measure(await host.measure())
-            await stage.until_idle()
-        assert stage.switcher.state("a") is State.CHECKPOINTED
-        stage.units.poises.clear()
+        await both_known(host, stage)
         gate = host.gate = Gate()
         client = stage.client("a")
         await gate.reached.wait()
@@ -270,12 +275,7 @@ async def test_who_may_come_beside_another_is_made_ready_while_that_is_measured(
 @simulated
 async def test_who_has_no_room_beside_another_after_all_is_made_ready_in_vain() -> None:
     async with on_host(a_model("a"), a_model("b")) as (host, stage):
-        host.takes = 5
-        for name in ("a", "b"):
-            await stage.ask(name)
-            stage.switcher.measure(await host.measure())
-            await stage.until_idle()
-        stage.units.poises.clear()
+        await both_known(host, stage)
         host.foreign = 18
         busy = stage.client("b")
         await busy.admitted.wait()
