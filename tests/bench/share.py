@@ -31,7 +31,8 @@ def share(asked: float, answered: float, made: list[Move]) -> float:
     """Seconds of the switch that was asked for, and answered, at these Unix times.
 
     Of the ways out those count for theirs that began before the way in did: what leaves beside it
-    nobody waits for. The answer itself is not taken off.
+    nobody waits for. Nor does anybody for what one had behind it when the switch was asked for. The
+    answer itself is not taken off.
     """
     ways_in = [span(move) for move in made if move["direction"] == "in"]
     came = max(begin for begin, _ in ways_in) if ways_in else answered
@@ -42,9 +43,23 @@ def share(asked: float, answered: float, made: list[Move]) -> float:
             end = min(end, came)
         if end <= max(begin, asked):
             continue
-        ours += max(0.0, begin - reached) + own(move)
+        ours += max(0.0, begin - reached) + own(move) - _before(asked, move)
         reached = max(reached, end)
     return ours + max(0.0, answered - reached)
+
+
+def _before(asked: float, move: Move) -> float:
+    """Seconds that `own` has of the parts that were over by then, whatever lay between them.
+
+    The parts are in their order. What has no name may all have come after them.
+    """
+    ours, end = 0.0, span(move)[1] - sum(float(took) for took in move["parts"].values())
+    for part, took in move["parts"].items():
+        end += float(took)
+        if end > asked:
+            break
+        ours += float(took) if part in OWN_PARTS else 0.0
+    return ours
 
 
 def span(move: Move) -> tuple[float, float]:

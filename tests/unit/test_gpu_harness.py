@@ -189,6 +189,16 @@ def test_what_leaves_beside_the_one_that_comes_hides_nothing() -> None:
     assert _shares(first, alone) == [pytest.approx(0.15)]
 
 
+def test_what_was_over_before_it_was_asked_for_nobody_waited_for() -> None:
+    comes = _move("in", 100.3, 101.9, resume=1.6)
+    # 0.02 without a name may have come last, and are waited for, as are 0.2 between the two.
+    left = _move("out", 99.7, 100.1, look=0.08, kill=0.3)
+    assert _shares(comes, left) == [pytest.approx(0.27)]
+    # Of these it is not known to have been over.
+    left = _move("out", 99.7, 100.1, kill=0.3, look=0.08)
+    assert _shares(comes, left) == [pytest.approx(0.35)]
+
+
 @pytest.mark.parametrize(
     ("kept_until", "own"),
     [(100.0, 6.1), (105.97, 0.13), (106.03, 0.1), (109.0, 6.1), (0.0, 6.1)],
