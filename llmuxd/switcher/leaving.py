@@ -155,6 +155,8 @@ class Leaving:
             self._stays(model)
             await asyncio.to_thread(forget_leave, model.name)
             raise UnitRefused(f"{model.name!r} could not be stopped: {error}") from None
+        if trial is None:
+            self._poise(model)
         # A unit that was down already has not taken it, and must not meet it at a later stop.
         await asyncio.to_thread(forget_leave, model.name)
         await self._fleet.look(model)
@@ -168,6 +170,16 @@ class Leaving:
             # Its helper ended it without one, and says why.
             model.failed_moves[Cost.OUT] += 1
         self._took(model, Cost.OUT, now() - begin, trial)
+
+    def _poise(self, model: Model) -> None:
+        """It is gone, and wanted back: its unit begins to load while that is looked at.
+
+        Where it does not come after all, whoever decides that withdraws it.
+        """
+        others = any(other.waiters for other in self._fleet.models.values() if other is not model)
+        back = model.waiters and not others and not model.failures and not model.config.unit
+        if back and self._units.status(model.name).active == "inactive":
+            self._units.poise(model.name)
 
     def _stays(self, model: Model) -> None:
         model.may_leave_at = now() + pauses.LEAVE_AGAIN

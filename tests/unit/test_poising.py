@@ -48,6 +48,36 @@ async def test_the_next_one_is_poised_while_the_old_one_leaves() -> None:
 
 
 @simulated
+async def test_one_that_is_wanted_back_is_poised_once_it_is_gone() -> None:
+    """Before what it left is looked at, and its GPU measured."""
+    async with on_stage(A, B) as stage:
+        await stage.ask("b")
+        gate = stage.units.hold("stop", "b")
+        job = stage.switcher.checkpoint("b")
+        await gate.reached.wait()
+        client = stage.client("b")
+        await stage.settle()
+        assert not stage.units.poises
+        gate.open()
+        await stage.result(job)
+        assert stage.units.poises[:1] == ["poise b"]
+        await client.finish()
+        assert stage.units.poises == ["poise b", "lift b"]
+
+
+@simulated
+async def test_it_is_not_where_its_place_may_be_another_ones() -> None:
+    async with on_stage(A, B) as stage:
+        gate = await leaves(stage)
+        client = stage.client("b")
+        await stage.settle()
+        gate.open()
+        await stage.until_state("a", State.SERVING)
+        await client.finish()
+        assert "poise b" not in stage.units.poises
+
+
+@simulated
 async def test_it_is_not_while_the_old_one_may_still_stay() -> None:
     async with on_stage(A, B) as stage:
         busy = stage.client("b")
