@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .. import files, loggers, names
 from ..config import ModelConfig
-from . import caches, seccomp, vllm
+from . import caches, init, seccomp, vllm
 from .activation import conmon_pidfile
 from .network import Network
 from .process import CommandFailed, plain, run
@@ -126,7 +126,7 @@ class Container:
             "--conmon-pidfile", str(conmon_pidfile(model.name)),
             "--publish", f"127.0.0.1:{port}:{model.port}",
         ]  # fmt: skip
-        argv += self._shm() + self._locks() + network
+        argv += self._shm() + self._locks() + init.options(model) + network
         for key, value in self._environment().items():
             argv += ["--env", f"{key}={value}"]
         for volume in self._volumes():

@@ -18,6 +18,7 @@ MODULES = (
     "engine",
     "freezer",
     "imaging",
+    "init",
     "keeping",
     "mirrored",
     "parking",

@@ -13,6 +13,7 @@ PACKAGES = (
     *("systemd", "systemd-sysv", "dbus", "dbus-broker", "polkitd"),
     # containers and checkpoints; libcriu2 is what crun opens at run time
     *("podman", "crun", "criu", "libcriu2", "conmon"),
+    "catatonit",
     *("netavark", "aardvark-dns", "iproute2", "iptables", "nftables"),
     # llmuxd
     *("python3", "python3-aiohttp", "python3-dbus-next", "python3-prometheus-client"),

@@ -12,7 +12,7 @@ import pytest
 
 from llmuxd import files, names
 from llmuxd.config import Engine, ModelConfig, Sleep
-from llmuxd.model import container, seccomp, vllm
+from llmuxd.model import container, init, seccomp, vllm
 from llmuxd.model.activation import conmon_pidfile
 from llmuxd.model.process import CommandFailed
 
@@ -247,6 +247,47 @@ def test_or_podmans_where_that_is_not_known_to_work(
     given = set(pairwise(argv_of(model, monkeypatch)))
     assert ("--shm-size", model.shm_size) in given
     assert not any(word.startswith("--ipc=none") for pair in given for word in pair)
+
+
+@pytest.fixture
+def catatonit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where podman finds it."""
+    path = tmp_path / "bin/catatonit"
+    path.parent.mkdir()
+    path.write_text("#!/bin/sh\n")
+    path.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{path.parent}")
+    return path
+
+
+def test_a_container_of_vllm_begins_with_podmans_init(
+    catatonit: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = ModelConfig("a", "i", podman_args=("--cpus=2",))
+    argv = argv_of(model, monkeypatch)
+    # What the configuration says has the last word.
+    assert argv.index("--init") < argv.index("--cpus=2")
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"engine": Engine.LLAMA_SERVER}, {"engine": Engine.GENERIC},
+        {"podman_args": ("--init=false",)}, {"podman_args": ("--pid", "host")},
+        {"podman_args": ("--systemd=always",)}, {"podman_args": ("--init-path=/x",)},
+    ],
+)  # fmt: skip
+def test_but_not_one_that_may_have_its_own(
+    how: dict[str, object], catatonit: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = replace(ModelConfig("a", "i"), **how)  # type: ignore[arg-type]
+    assert "--init" not in argv_of(model, monkeypatch)
+
+
+def test_nor_where_there_is_none(catatonit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    catatonit.unlink()
+    monkeypatch.setattr(init, "PLACES", ())
+    assert "--init" not in argv_of(ModelConfig("a", "i"), monkeypatch)
 
 
 FAILS = CommandFailed(["podman"], 125, "exit status 1")

@@ -33,6 +33,7 @@ WANTED = {
     "ssh": ("openssh-clients", "openssh-client"),
     "sysctl": ("procps-ng", "procps"),
     "ss": ("iproute", "iproute2"),
+    "catatonit": ("catatonit", "catatonit"),
 }
 # The C library's, coreutils', and the driver's.
 ANYWAY = {"ldconfig", "nvidia-smi", "stat"}
