@@ -12,7 +12,6 @@ from llmuxd.costs import Cost, Costs
 from llmuxd.names import object_path
 from llmuxd.policy import ModelView, Stage
 from llmuxd.policy.tenure import keeps_until
-from tests.machine.ring import guest
 from tests.machine.ring.guest import sh
 
 from .measure import MODELS
@@ -29,8 +28,13 @@ def kept_until(newcomer: str, tier: Tier) -> float:
     told = json.loads(_LEARNT.read_text()) if _LEARNT.exists() else {}
     costs = Costs.from_json(told.get("models", {}))
     waiter = _view(newcomer, costs, tier)
-    serving = [name for name in MODELS if name != newcomer and guest.state(name) == "serving"]
-    kept = [keeps_until(_view(name, costs, tier, _idle_since(name)), waiter) for name in serving]
+    others = [name for name in MODELS if name != newcomer]
+    seen = [(name, *_seen(name)) for name in others]
+    kept = [
+        keeps_until(_view(name, costs, tier, since), waiter)
+        for name, state, since in seen
+        if state == "serving"
+    ]
     return max(kept, default=0.0)
 
 
@@ -44,7 +48,9 @@ def _view(name: str, costs: Costs, tier: Tier, since: float = 0.0) -> ModelView:
     )  # fmt: skip
 
 
-def _idle_since(name: str) -> float:
-    path = object_path(name)
-    told = sh("busctl", "get-property", "org.llmux", path, "org.llmux.Model", "IdleSince")
-    return float(told.split()[1])
+def _seen(name: str) -> tuple[str, float]:
+    """Its state, and since when it is idle; in one question, as somebody is about to ask."""
+    names = ("State", "IdleSince")
+    argv = ("busctl", "get-property", "org.llmux", object_path(name), "org.llmux.Model", *names)
+    state, since = (line.split()[1].strip('"') for line in sh(*argv).splitlines())
+    return state, float(since)

@@ -88,7 +88,8 @@ def image_switch(notes: Notes) -> None:
             for name in MODELS:
                 if what == "image switch":
                     settle("checkpointed")
-                told(notes, what, name)
+                kept = patience.kept_until(name, Tier.CHECKPOINT)
+                told(notes, what, name, kept_until=kept)
 
 
 def park(notes: Notes) -> None:

@@ -228,10 +228,9 @@ def test_how_long_the_policy_keeps_an_idle_model_is_known_before(
     learnt = {QWEN: {"restore": [come], "out": [0.5], "gap": [2.0], "resume": [99.0]}}
     (tmp_path / "costs.json").write_text(json.dumps({"version": 1, "models": learnt}))
     monkeypatch.setattr(patience, "_LEARNT", tmp_path / "costs.json")
-    monkeypatch.setattr(patience, "_idle_since", lambda _name: 50.0)
-    monkeypatch.setattr(guest, "state", lambda _name: "serving")
+    monkeypatch.setattr(patience, "sh", lambda *_argv: 's "serving"\nd 50\n')
     assert patience.kept_until(OPT, Tier.CHECKPOINT) == pytest.approx(kept)
-    monkeypatch.setattr(guest, "state", lambda _name: "checkpointed")
+    monkeypatch.setattr(patience, "sh", lambda *_argv: 's "checkpointed"\nd 50\n')
     assert patience.kept_until(OPT, Tier.CHECKPOINT) == 0.0
 
 
