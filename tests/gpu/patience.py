@@ -51,6 +51,7 @@ def _view(name: str, costs: Costs, tier: Tier, since: float = 0.0) -> ModelView:
 def _seen(name: str) -> tuple[str, float]:
     """Its state, and since when it is idle; in one question, as somebody is about to ask."""
     names = ("State", "IdleSince")
-    argv = ("busctl", "get-property", "org.llmux", object_path(name), "org.llmux.Model", *names)
-    state, since = (line.split()[1].strip('"') for line in sh(*argv).splitlines())
-    return state, float(since)
+    # As JSON: of a double it shows six digits otherwise, and a Unix time has ten before the point.
+    argv = ("busctl", "--json=short", "get-property", "org.llmux", object_path(name))
+    state, since = map(json.loads, sh(*argv, "org.llmux.Model", *names).splitlines())
+    return str(state["data"]), float(since["data"])

@@ -228,9 +228,10 @@ def test_how_long_the_policy_keeps_an_idle_model_is_known_before(
     learnt = {QWEN: {"restore": [come], "out": [0.5], "gap": [2.0], "resume": [99.0]}}
     (tmp_path / "costs.json").write_text(json.dumps({"version": 1, "models": learnt}))
     monkeypatch.setattr(patience, "_LEARNT", tmp_path / "costs.json")
-    monkeypatch.setattr(patience, "sh", lambda *_argv: 's "serving"\nd 50\n')
+    said = '{"type":"s","data":"serving"}\n{"type":"d","data":50.0}\n'
+    monkeypatch.setattr(patience, "sh", lambda *_argv: said)
     assert patience.kept_until(OPT, Tier.CHECKPOINT) == pytest.approx(kept)
-    monkeypatch.setattr(patience, "sh", lambda *_argv: 's "checkpointed"\nd 50\n')
+    monkeypatch.setattr(patience, "sh", lambda *_argv: said.replace("serving", "checkpointed"))
     assert patience.kept_until(OPT, Tier.CHECKPOINT) == 0.0
 
 
