@@ -83,7 +83,8 @@ class Board:
 
     def could_meet(self, view: ModelView, host: int) -> bool:
         """Whether it could come in while those who leave for it are still there, seen from now."""
-        return Moment(self._measured, host).holds(view, self._holders.values())
+        others = [holder for holder in self._holders.values() if holder.name != view.name]
+        return Moment(self._measured, host).holds(view, others)
 
     def _weigh(self) -> bool:
         """Tell what the models hold that are in from what is foreign; whether verdicts change."""

@@ -17,7 +17,7 @@ from .costbook import CostBook
 from .fleet import Fleet
 from .following import Following
 from .leaving import Leaving
-from .models import Model, Wish, now
+from .models import PRESSING, Model, Wish, now
 from .occupants import holders
 from .poising import Poising
 from .transitions import Transitions
@@ -48,6 +48,7 @@ class Decider:
         self._transitions = transitions
         self._coming = coming
         self._leaving = leaving
+        leaving.gone = self._gone
         self._following = following
         self._poising = Poising(fleet)
         self._book = book
@@ -95,6 +96,24 @@ class Decider:
         """Whether it could come in while those who leave for it are still there, seen from now."""
         shown = view(self._fleet, self._book, model)
         return self._board.could_meet(shown, memory.available())
+
+    def _gone(self, model: Model) -> None:
+        """It has left, and may be wanted back by now: its unit begins to load meanwhile.
+
+        Where it does not come after all, the next decision withdraws it.
+        """
+        place = set(self._fleet.place(model))
+        others = [
+            other
+            for other in self._fleet.models.values()
+            if other is not model and place & set(self._fleet.place(other))
+        ]
+        wanted = any(waiter.wish in PRESSING for waiter in model.waiters)
+        if not wanted or any(other.waiters for other in others):
+            return
+        alone = all(self._fleet.stage(other) is Stage.OUT for other in others)
+        if alone or self._board.has_room(model.name) or self.could_meet(model):
+            self._poising.back(model)
 
     async def step(self) -> float | None:
         """Decide and begin what is to be done; the seconds until the next step is due anyhow."""

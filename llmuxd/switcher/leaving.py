@@ -3,7 +3,7 @@
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,11 +41,13 @@ class Leaving:
     """The ways out, each the work of a transition.
 
     Cancelled while it drains, nothing has happened. `made_way`: by the name of who follows, those
-    who left, or are leaving, so that it can come.
+    who left, or are leaving, so that it can come. `gone` is told of who has just ended, before
+    anybody has looked at what it left.
     """
 
     def __init__(self, fleet: Fleet, tasks: Tasks, book: CostBook, succession: Succession):
         self.made_way: dict[str, set[str]] = {}
+        self.gone: Callable[[Model], None] = lambda model: None
         self._fleet = fleet
         self._succession = succession
         self._tasks = tasks
@@ -156,7 +158,7 @@ class Leaving:
             await asyncio.to_thread(forget_leave, model.name)
             raise UnitRefused(f"{model.name!r} could not be stopped: {error}") from None
         if trial is None:
-            self._poise(model)
+            self.gone(model)
         # A unit that was down already has not taken it, and must not meet it at a later stop.
         await asyncio.to_thread(forget_leave, model.name)
         await self._fleet.look(model)
@@ -170,16 +172,6 @@ class Leaving:
             # Its helper ended it without one, and says why.
             model.failed_moves[Cost.OUT] += 1
         self._took(model, Cost.OUT, now() - begin, trial)
-
-    def _poise(self, model: Model) -> None:
-        """It is gone, and wanted back: its unit begins to load while that is looked at.
-
-        Where it does not come after all, whoever decides that withdraws it.
-        """
-        others = any(other.waiters for other in self._fleet.models.values() if other is not model)
-        back = model.waiters and not others and not model.failures and not model.config.unit
-        if back and self._units.status(model.name).active == "inactive":
-            self._units.poise(model.name)
 
     def _stays(self, model: Model) -> None:
         model.may_leave_at = now() + pauses.LEAVE_AGAIN

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Who has a place promised that another is leaving for good is made ready to start meanwhile.
 
-So is who is to come in beside another, while the GPU is measured for that: its driver may be busy
-with the one that came last. Its unit's helper needs 0.1 s and more to load; then it waits. Policy
-sees nothing of it.
+So is who is to come in beside another, while the GPU is measured for that, and who has just left
+and is wanted back, while what it left is looked at. Its unit's helper needs 0.1 s and more to load;
+then it waits. Policy sees nothing of it.
 """
 
 from collections.abc import Iterable
@@ -24,6 +24,11 @@ class Poising:
         for name in coming:
             if name not in self._fleet.units.poised and self._can_wait(self._fleet.models[name]):
                 self._fleet.units.poise(name)
+
+    def back(self, model: Model) -> None:
+        """Have one poised that has just left; its transition is not over yet."""
+        if model.name not in self._fleet.units.poised and self._is_fit(model):
+            self._fleet.units.poise(model.name)
 
     def settle(self, following: Iterable[str]) -> None:
         """Have those poised of whom that is true, of those who follow, and nobody else.
@@ -49,7 +54,9 @@ class Poising:
         )
 
     def _can_wait(self, model: Model) -> bool:
+        return model.transition is None and self._is_fit(model)
+
+    def _is_fit(self, model: Model) -> bool:
         """One that is parked has its helper; one that failed before may do so again and again."""
-        unit = self._fleet.units.status(model.name)
-        down = unit.active == "inactive" and model.transition is None
+        down = self._fleet.units.status(model.name).active == "inactive"
         return down and not model.failures and not model.config.unit

@@ -284,3 +284,25 @@ async def test_who_has_no_room_beside_another_after_all_is_made_ready_in_vain() 
         assert stage.units.poises == ["poise a", "withdraw a"]
         await busy.finish()
         await client.finish()
+
+
+@simulated
+async def test_who_is_wanted_back_beside_another_is_made_ready_as_soon_as_it_is_gone() -> None:
+    async with on_host(a_model("a"), a_model("b")) as (host, stage):
+        await both_known(host, stage)
+        host.takes = 10
+        for name in ("a", "b", "a"):
+            await stage.ask(name)
+            stage.switcher.measure(await host.measure())
+            await stage.until_idle()
+        leaves = stage.units.hold("stop", "a")
+        await stage.ask("b")
+        await leaves.reached.wait()
+        # Its memory is the first that it lets go of.
+        stage.switcher.measure({0: Gpu(24 * GIB, held={"b": 10 * GIB})})
+        client = stage.client("a")
+        await stage.settle()
+        stage.units.poises.clear()
+        leaves.open()
+        await client.finish()
+        assert stage.units.poises[:2] == ["poise a", "lift a"]

@@ -78,6 +78,28 @@ async def test_it_is_not_where_its_place_may_be_another_ones() -> None:
 
 
 @simulated
+async def test_nor_where_another_serves_there_and_there_is_no_room_for_both() -> None:
+    async with on_stage(A, B) as stage:
+        await stage.ask("a")
+        await stage.ask("b")
+        busy = stage.client("b")
+        await busy.admitted.wait()
+        # By hand, where there is room for one: it has b's place for a while.
+        stage.units.up_by_hand("a")
+        await stage.settle()
+        gate = stage.units.hold("stop", "a")
+        job = stage.switcher.stop("a")
+        await gate.reached.wait()
+        client = stage.client("a")
+        await stage.settle()
+        gate.open()
+        await stage.result(job)
+        assert "poise a" not in stage.units.poises
+        await busy.finish()
+        await client.finish()
+
+
+@simulated
 async def test_it_is_not_while_the_old_one_may_still_stay() -> None:
     async with on_stage(A, B) as stage:
         busy = stage.client("b")
