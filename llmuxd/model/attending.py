@@ -83,7 +83,7 @@ class Attending(ABC):
         for name in parking.LATER:
             importlib.import_module(f".{name}", __package__)
         resident.apart(meanwhile, self._listening)
-        resident.stay(self._name, self._listening, watched, self._answer)
+        resident.stay(self._name, self._listening, self._watched(watched), self._answer)
         if was_kept(self._name):
             hold.forget(self._name)
             run_files.leave_clean(self._name)
@@ -91,6 +91,10 @@ class Attending(ABC):
     def _listen(self) -> None:
         """Before it is known to serve: whoever hears of that may ask at once."""
         self._listening = resident.listen(self._name)
+
+    def _watched(self, process: int) -> resident.Watched:
+        """What ends with the process that `start` told."""
+        return resident.Watched(process)
 
     def _stop_when_asked(self) -> bool:
         """Stop it by the helper that stayed; False where its ExecStop has to do it."""

@@ -126,13 +126,14 @@ class Container:
             "--conmon-pidfile", str(conmon_pidfile(model.name)),
             "--publish", f"127.0.0.1:{port}:{model.port}",
         ]  # fmt: skip
-        argv += self._shm() + self._locks() + init.options(model) + network
+        argv += self._shm() + self._locks() + network
         for key, value in self._environment().items():
             argv += ["--env", f"{key}={value}"]
         for volume in self._volumes():
             argv += ["--volume", volume]
         for device in model.device_names:
             argv += ["--device", device]
+        argv += init.options(model)
         run([*argv, *model.podman_args, model.image, *self._arguments()], RUN_TIMEOUT)
 
     def _shm(self) -> list[str]:

@@ -8,25 +8,53 @@ read for 0.3 s while nobody else was at work, and are read beside the engine's b
 
 import os
 import shutil
+from pathlib import Path
 
 from ..config import Engine, ModelConfig
 
+NAME = "catatonit"
 # Where podman looks before PATH (helper_binaries_dir in containers.conf(5)).
 PLACES = (
     *("/usr/local/libexec/podman", "/usr/local/lib/podman"),
     *("/usr/libexec/podman", "/usr/lib/podman"),
 )
+# What podman calls it in the container.
+_INSIDE = "podman-init"
 # Who says one of these has thought about it himself.
-_OWN = ("--init", "--init-path", "--pid", "--systemd")
+_OWN = {"--init-path", "--pid", "--systemd"}
 
 
 def options(model: ModelConfig) -> list[str]:
-    """What `podman run` is to be given for it.
+    """What `podman run` is to be given for it, before what the configuration has for it.
 
-    An image of another engine may have an init of its own, which has to be the first.
+    An image of another engine may have an init of its own, which has to be the first. podman's own
+    path of it is a symbolic link on Debian, and CRIU does not bring back a mount of one
+    (`mnt-v2: Can't remount … with MS_PRIVATE`, CRIU 4.2.1).
     """
     named = {word.partition("=")[0] for word in model.podman_args}
-    if model.engine is not Engine.VLLM or named.intersection(_OWN):
-        return []
+    wanted = model.engine is Engine.VLLM or "--init" in model.podman_args
     path = os.pathsep.join([*PLACES, os.environ.get("PATH", os.defpath)])
-    return ["--init"] if shutil.which("catatonit", path=path) else []
+    found = shutil.which(NAME, path=path)
+    if found is None or not wanted or named & _OWN:
+        return []
+    return ["--init", f"--init-path={Path(found).resolve()}"]
+
+
+def server_behind(first: int) -> int:
+    """The process that the container's first one, if that is an init, has begun; 0 without one."""
+    try:
+        if Path(f"/proc/{first}/comm").read_text(encoding="ascii").strip() != _INSIDE:
+            return 0
+        children = Path(f"/proc/{first}/task/{first}/children").read_text(encoding="ascii").split()
+        # Who lost its own parent is the init's too, and comes later.
+        return min(map(int, children), key=_number_in_the_container, default=0)
+    except (OSError, ValueError):
+        return 0
+
+
+def _number_in_the_container(pid: int) -> int:
+    for line in Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines():
+        name, _, numbers = line.partition(":")
+        if name == "NSpid":
+            return int(numbers.split()[-1])
+    return pid

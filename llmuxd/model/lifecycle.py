@@ -16,13 +16,27 @@ from .. import loggers, run_files, stored
 from ..config import ModelConfig, Snapshot, Tier
 from ..errors import StateTooNew
 from ..events import Event, about
-from . import canary, cgroup, freezer, identity, imaging, keeping, parking, place, tuning, vllm
+from . import (
+    canary,
+    cgroup,
+    freezer,
+    identity,
+    imaging,
+    init,
+    keeping,
+    parking,
+    place,
+    resident,
+    tuning,
+    vllm,
+)
 from .activation import (
     RELEASED,
     Activation,
     Leave,
     LeaveOrder,
     Way,
+    is_parked,
     leave_order,
     mark_kept,
     noted_place,
@@ -55,6 +69,7 @@ class Lifecycle(Attending):
         self._container = Container(model)
         self._limits = limits
         self._facts: Facts | None = None
+        self._first = 0
 
     def start(self) -> int:
         """Bring the model to health and hand the unit's main process over to conmon."""
@@ -78,6 +93,7 @@ class Lifecycle(Attending):
         move.save(self._model.name, Direction.IN)
         mark_used(self._model.name)
         self._facts = self._known(running)
+        self._first = running.pid
         self._listen()
         status = f"serving ({move.way}, {move.seconds:.2f} s)"
         notify(f"MAINPID={running.conmon_pid}\nREADY=1\nSTATUS={status}")
@@ -154,6 +170,16 @@ class Lifecycle(Attending):
         stopping_mark(self._model.name).touch()
         with one_at_a_time(self._model.name):
             self._stop(facts, order, watch)
+
+    def _watched(self, process: int) -> resident.Watched:
+        return resident.Watched(process, init.server_behind(self._first), self._end_rest)
+
+    def _end_rest(self) -> None:
+        """The server is gone: killed while it was parked, and its frozen init cannot say so."""
+        activation = Activation.load(self._model.name)
+        if activation is not None and activation.payload and is_parked(self._model.name):
+            log.error("its server was killed while it was parked; the rest of it is ended")
+            freezer.kill(Path(activation.payload))
 
     def _stop_when_asked(self) -> bool:
         try:

@@ -16,6 +16,7 @@ import socket
 import struct
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from .. import loggers
 from . import cgroup
@@ -30,6 +31,18 @@ HEAR_LIMIT = 1.0
 LINGER = 1.0
 
 Act = Callable[[str], str]
+
+
+@dataclass(frozen=True)
+class Watched:
+    """The processes with which the model ends: its container's conmon, and its server.
+
+    `server` is 0 where conmon itself hears of its end; else `alone` is called once it is gone.
+    """
+
+    conmon: int
+    server: int = 0
+    alone: Callable[[], None] = lambda: None
 
 
 def listen(model: str) -> socket.socket:
@@ -60,26 +73,40 @@ def apart(work: Callable[[], None], listening: socket.socket) -> None:
         os._exit(0)
 
 
-def stay(model: str, listening: socket.socket, conmon: int, act: Act) -> None:
+def stay(model: str, listening: socket.socket, watched: Watched, act: Act) -> None:
     """Answer until conmon ends. `act` does what a verb says, and returns the line to answer."""
     # What is loaded now is shared with every child for as long as nobody writes to it.
     gc.freeze()
     with listening, contextlib.suppress(ProcessLookupError):
-        pidfd = os.pidfd_open(conmon)
+        conmon = os.pidfd_open(watched.conmon)
         poll = select.poll()
         poll.register(listening, select.POLLIN)
-        poll.register(pidfd, select.POLLIN)
+        poll.register(conmon, select.POLLIN)
+        server = _open(watched.server)
+        if server is not None:
+            poll.register(server, select.POLLIN)
         children: list[int] = []
         while True:
             ready = [descriptor for descriptor, _ in poll.poll(LINGER * 1000 if children else None)]
             while children:
                 os.waitpid(children.pop(), 0)
-            if pidfd in ready:
+            if conmon in ready:
                 break
-            if ready:
+            if server is not None and server in ready:
+                poll.unregister(server)
+                watched.alone()
+            if listening.fileno() in ready:
                 with contextlib.suppress(OSError):
                     children += _answer(listening, act)
     socket_path(model).unlink(missing_ok=True)
+
+
+def _open(process: int) -> int | None:
+    """None where it is to be watched by nobody, or is gone: conmon hears of that, as all runs."""
+    try:
+        return os.pidfd_open(process) if process else None
+    except ProcessLookupError:
+        return None
 
 
 def _answer(listening: socket.socket, act: Act) -> list[int]:

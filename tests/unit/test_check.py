@@ -193,7 +193,9 @@ def test_podman_too_old(cpu: RecordedHost) -> None:
 @pytest.mark.parametrize("version", ["4.5.1", "4.9.4-rhel", "5.0.0-dev", "4.5.0"])
 def test_podman_new_enough(cpu: RecordedHost, version: str) -> None:
     cpu.podman(podman_info() | {"version": {"Version": version}})
-    told(cpu, "podman", Status.OK, f"{version}, rootful, netavark")
+    told(cpu, "podman", Status.OK, f"{version}, rootful, netavark, without catatonit")
+    cpu.files["/usr/bin/catatonit"] = ""
+    told(cpu, "podman", Status.OK, f"{version}, rootful, netavark, catatonit")
 
 
 def test_podman_rootless_remote_or_cni(cpu: RecordedHost) -> None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 import json
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Sequence
@@ -251,29 +252,42 @@ def test_or_podmans_where_that_is_not_known_to_work(
 
 @pytest.fixture
 def catatonit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where podman finds it."""
+    """Where it is, and podman finds it by a link."""
     path = tmp_path / "bin/catatonit"
-    path.parent.mkdir()
+    place = tmp_path / "libexec"
+    for directory in (path.parent, place):
+        directory.mkdir()
     path.write_text("#!/bin/sh\n")
     path.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{path.parent}")
+    (place / "catatonit").symlink_to(path)
+    monkeypatch.setattr(init, "PLACES", (str(place),))
     return path
 
 
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"podman_args": ("--cpus=2",)}, {"podman_args": ("--init",)},
+        {"podman_args": ("--init=false",)},
+        {"engine": Engine.GENERIC, "podman_args": ("--init",)},
+    ],
+)  # fmt: skip
 def test_a_container_of_vllm_begins_with_podmans_init(
-    catatonit: Path, monkeypatch: pytest.MonkeyPatch
+    how: dict[str, object], catatonit: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = ModelConfig("a", "i", podman_args=("--cpus=2",))
+    model = replace(ModelConfig("a", "i"), **how)  # type: ignore[arg-type]
     argv = argv_of(model, monkeypatch)
-    # What the configuration says has the last word.
-    assert argv.index("--init") < argv.index("--cpus=2")
+    # CRIU brings back no mount of a symbolic link. And what the configuration says has the last
+    # word.
+    at = argv.index(f"--init-path={catatonit}")
+    assert argv[at - 1] == "--init" and argv.index(model.podman_args[0], at)
 
 
 @pytest.mark.parametrize(
     "how",
     [
         {"engine": Engine.LLAMA_SERVER}, {"engine": Engine.GENERIC},
-        {"podman_args": ("--init=false",)}, {"podman_args": ("--pid", "host")},
+        {"podman_args": ("--pid", "host")}, {"podman_args": ("--init", "--pid=host")},
         {"podman_args": ("--systemd=always",)}, {"podman_args": ("--init-path=/x",)},
     ],
 )  # fmt: skip
@@ -281,13 +295,29 @@ def test_but_not_one_that_may_have_its_own(
     how: dict[str, object], catatonit: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = replace(ModelConfig("a", "i"), **how)  # type: ignore[arg-type]
-    assert "--init" not in argv_of(model, monkeypatch)
+    assert f"--init-path={catatonit}" not in argv_of(model, monkeypatch)
 
 
 def test_nor_where_there_is_none(catatonit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     catatonit.unlink()
-    monkeypatch.setattr(init, "PLACES", ())
+    monkeypatch.setenv("PATH", "")
     assert "--init" not in argv_of(ModelConfig("a", "i"), monkeypatch)
+
+
+def test_the_server_is_the_first_that_an_init_begins(tmp_path: Path) -> None:
+    script = tmp_path / "podman-init"
+    script.write_text("#!/bin/sh\nsleep 60 & sleep 61 & echo $!; wait\n")
+    script.chmod(0o755)
+    with subprocess.Popen([script], stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout is not None
+        second = int(first.stdout.readline())
+        found = init.server_behind(first.pid)
+        assert Path(f"/proc/{found}/cmdline").read_bytes() == b"sleep\x0060\x00"
+        assert init.server_behind(found) == 0
+        first.kill()
+        for process in (found, second):
+            os.kill(process, signal.SIGKILL)
+    assert init.server_behind(first.pid) == 0
 
 
 FAILS = CommandFailed(["podman"], 125, "exit status 1")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from llmuxd.ctl.checks import basics
 from llmuxd.ctl.checks.host import dotted
+from llmuxd.model import init
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -33,7 +34,6 @@ WANTED = {
     "ssh": ("openssh-clients", "openssh-client"),
     "sysctl": ("procps-ng", "procps"),
     "ss": ("iproute", "iproute2"),
-    "catatonit": ("catatonit", "catatonit"),
 }
 # The C library's, coreutils', and the driver's.
 ANYWAY = {"ldconfig", "nvidia-smi", "stat"}
@@ -168,6 +168,10 @@ def test_the_packages_ask_for_each_program() -> None:
         assert rpm_name in bare(spec("Requires")) and deb_name in bare(deb("Depends"))
     for rpm_name, deb_name in WANTED.values():
         assert rpm_name in spec("Recommends") and deb_name in deb("Recommends")
+
+
+def test_the_packages_want_podmans_init() -> None:
+    assert init.NAME in spec("Recommends") & deb("Recommends")
 
 
 def test_both_packages_ask_for_the_same() -> None:

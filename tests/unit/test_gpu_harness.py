@@ -225,10 +225,10 @@ def test_the_policys_patience_is_not_llmuxds_own_but_what_came_after_it_is(
 def test_how_long_the_policy_keeps_an_idle_model_is_known_before(
     come: float, kept: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    learnt = {QWEN: {"restore": [come], "out": [0.5], "gap": [2.0], "resume": [99.0]}}
+    learnt = {QWEN: {"restore": [come], "out": [0.5], "gap": [9.0], "resume": [99.0]}}
     (tmp_path / "costs.json").write_text(json.dumps({"version": 1, "models": learnt}))
     monkeypatch.setattr(patience, "_LEARNT", tmp_path / "costs.json")
-    said = '{"type":"s","data":"serving"}\n{"type":"d","data":50.0}\n'
+    said = "\n".join(json.dumps({"data": told}) for told in ("serving", 50.0, {"gap": 2.0}))
     monkeypatch.setattr(patience, "sh", lambda *_argv: said)
     assert patience.kept_until(OPT, Tier.CHECKPOINT) == pytest.approx(kept)
     monkeypatch.setattr(patience, "sh", lambda *_argv: said.replace("serving", "checkpointed"))

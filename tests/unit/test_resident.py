@@ -46,7 +46,8 @@ def limited():
         raise BlockingIOError(11, "Resource temporarily unavailable")
     return fork()
 os.fork = limited
-resident.stay("a", resident.listen("a"), int(sys.argv[1]), act)
+watched = resident.Watched(int(sys.argv[1]), int(sys.argv[3]), lambda: act("alone"))
+resident.stay("a", resident.listen("a"), watched, act)
 """
 
 
@@ -70,7 +71,9 @@ class Stayed:
         self.log = files.runtime_root() / "log"
         self.conmon = subprocess.Popen([sys.executable, "-S", "-c", "input()"],
                                        stdin=subprocess.PIPE)  # fmt: skip
-        argv = [sys.executable, "-c", SCRIPT, str(self.conmon.pid), str(self.log)]
+        self.server = subprocess.Popen(["sleep", "60"])
+        processes = self.conmon.pid, self.log, self.server.pid
+        argv = [sys.executable, "-c", SCRIPT, *map(str, processes)]
         self.process = subprocess.Popen(argv)
 
     async def listens(self) -> None:
@@ -80,6 +83,13 @@ class Stayed:
                 _, writer = await asyncio.open_unix_connection(socket_path("a"))
                 writer.close()
                 await writer.wait_closed()
+                return
+            await asyncio.sleep(0.01)
+
+    async def does(self, verb: str) -> None:
+        """It has done that."""
+        while True:
+            if verb in dict(self.did()):
                 return
             await asyncio.sleep(0.01)
 
@@ -104,6 +114,8 @@ def stayed() -> Iterator[Stayed]:
     """It ends with what it watches."""
     stayed = Stayed()
     yield stayed
+    stayed.server.kill()
+    stayed.server.wait()
     stayed.conmon.communicate(b"\n")
     assert stayed.process.wait(10) == 0
     assert not socket_path("a").exists()
@@ -118,6 +130,17 @@ async def test_each_verb_is_done_by_a_process_of_its_own(stayed: Stayed) -> None
     parks = [pid for verb, pid in stayed.did() if verb == "park"]
     assert len(set(parks)) == 2 and stayed.process.pid not in parks
     assert socket_path("a").stat().st_mode & 0o777 == 0o600
+
+
+async def test_a_servers_end_is_noticed_once_and_it_is_asked_as_before(stayed: Stayed) -> None:
+    await stayed.listens()
+    units = Reloads()
+    await helper.park(units, "a")
+    stayed.server.kill()
+    await stayed.does("alone")
+    await helper.park(units, "a")
+    assert [verb for verb, _ in stayed.did()] == ["park", "alone", "park"]
+    assert dict(stayed.did())["alone"] == stayed.process.pid
 
 
 async def test_one_that_fails_leaves_it_to_a_reload(stayed: Stayed) -> None:

@@ -2,12 +2,15 @@
 """Models that wait in memory, and what comes of those that cannot."""
 
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from llmuxd import names
+from llmuxd.model import init
 from llmuxd.model.activation import Leave, order_leave
 
 from .guest import (
@@ -115,15 +118,21 @@ def test_a_reload_by_hand_wakes_a_parked_model() -> None:
     assert counter(OPT) == 2
 
 
-@pytest.mark.parametrize("who", ["all", "main", "engine"])
+@pytest.mark.parametrize("who", ["all", "main", "init", "server"])
 def test_a_parked_model_that_is_killed_starts_again(who: str) -> None:
-    """As the OOM killer does. PID 1 hangs when this happens to a unit that is frozen itself."""
-    _parking()
+    """As the OOM killer does. PID 1 hangs when this happens to a unit that is frozen itself.
+
+    Behind an init the server is not the container's first process, which is frozen, and hears of
+    nothing.
+    """
+    _parking(podman_args=["--init"])
     text = complete(OPT).text
     sh("llmuxctl", "park", OPT)
-    if who == "engine":
-        sh("kill", "-KILL", sh("podman", "inspect", "--format", "{{.State.Pid}}",
-                               names.container(OPT)))  # fmt: skip
+    first = int(sh("podman", "inspect", "--format", "{{.State.Pid}}", names.container(OPT)))
+    server = init.server_behind(first)
+    assert server
+    if who in ("init", "server"):
+        os.kill(first if who == "init" else server, signal.SIGKILL)
     else:
         sh("systemctl", "kill", "--signal=KILL", f"--kill-whom={who}", names.unit(OPT))
     eventually(lambda: state(OPT) == "failed", "llmuxd notices")
