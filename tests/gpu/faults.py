@@ -10,6 +10,7 @@ import time
 from typing import Any
 
 from llmuxd import names
+from llmuxd.model import init
 from tests.machine.ring import guest
 from tests.machine.ring.guest import OPT, QWEN, sh
 
@@ -66,7 +67,7 @@ def killed_engine(notes: Notes) -> None:
     settle("parked")
     pid = int(sh("podman", "inspect", "--format", "{{.State.Pid}}", names.container(QWEN)))
     begin = time.monotonic()
-    os.kill(pid, signal.SIGKILL)
+    os.kill(init.server_behind(pid) or pid, signal.SIGKILL)
     state = ""
     with contextlib.suppress(AssertionError):
         guest.eventually(
