@@ -75,16 +75,23 @@ class Board:
 
     def has_room(self, name: str) -> bool:
         """Whether the model fits beside those that are there, or come, or leave."""
-        room = Room(self._gpus)
-        for holder in self._holders.values():
-            if holder.name != name:
-                room.add(holder)
-        return room.fits(self._views[name])
+        return self._fits(self._views[name])
+
+    def could_come(self, view: ModelView, host: int) -> bool:
+        """Whether a model that looks like this fits so, or could meet those who leave for it."""
+        return self._fits(view) or self.could_meet(view, host)
 
     def could_meet(self, view: ModelView, host: int) -> bool:
         """Whether it could come in while those who leave for it are still there, seen from now."""
         others = [holder for holder in self._holders.values() if holder.name != view.name]
         return Moment(self._measured, host).holds(view, others)
+
+    def _fits(self, view: ModelView) -> bool:
+        room = Room(self._gpus)
+        for holder in self._holders.values():
+            if holder.name != view.name:
+                room.add(holder)
+        return room.fits(view)
 
     def _weigh(self) -> bool:
         """Tell what the models hold that are in from what is foreign; whether verdicts change."""

@@ -4,6 +4,7 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from math import inf
 
 from .. import memory
@@ -102,17 +103,18 @@ class Decider:
 
         Where it does not come after all, the next decision withdraws it.
         """
-        place = set(self._fleet.place(model))
+        # What it had it has let go of by now.
+        place = frozenset(model.config.gpus)
         others = [
             other
             for other in self._fleet.models.values()
-            if other is not model and place & set(self._fleet.place(other))
+            if other is not model and place.intersection(self._fleet.place(other))
         ]
         wanted = any(waiter.wish in PRESSING for waiter in model.waiters)
         if not wanted or any(other.waiters for other in others):
             return
-        alone = all(self._fleet.stage(other) is Stage.OUT for other in others)
-        if alone or self._board.has_room(model.name) or self.could_meet(model):
+        shown = replace(view(self._fleet, self._book, model), gpus=place)
+        if self._board.could_come(shown, memory.available()):
             self._poising.back(model)
 
     async def step(self) -> float | None:

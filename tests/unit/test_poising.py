@@ -6,9 +6,10 @@ from dataclasses import replace
 from llmuxd import files, hold
 from llmuxd.config import Tier
 from llmuxd.hold import Hold
+from llmuxd.model.activation import RELEASED
 from llmuxd.state import State, UnitStatus
 
-from .fake_units import Gate, a_model
+from .fake_units import UP, Gate, a_model
 from .simulated import simulated
 from .stage import Client, Stage, on_stage
 
@@ -73,8 +74,26 @@ async def test_it_is_not_where_its_place_may_be_another_ones() -> None:
         await stage.settle()
         gate.open()
         await stage.until_state("a", State.SERVING)
-        await client.finish()
+        # Later it is, while a leaves for it.
         assert "poise b" not in stage.units.poises
+        await client.finish()
+
+
+@simulated
+async def test_nor_where_that_begins_before_it_has_gone() -> None:
+    async with on_stage(A, B) as stage:
+        gate = await leaves(stage)
+        comes = stage.units.hold("start", "a")
+        client = stage.client("b")
+        # Its helper has let go of the GPU, and is at work on the disk.
+        stage.units.by_hand("b", replace(UP, text=RELEASED))
+        await comes.reached.wait()
+        gate.open()
+        await stage.settle()
+        assert stage.switcher.state("b") is State.CHECKPOINTED
+        comes.open()
+        await client.finish()
+        assert "withdraw b" not in stage.units.poises
 
 
 @simulated
