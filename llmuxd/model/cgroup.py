@@ -65,6 +65,25 @@ def processes(directory: Path) -> list[int]:
     return pids
 
 
+def family(first: int, directory: Path) -> list[int]:
+    """The process, and who of the cgroup comes from it: not who was sent there (podman exec)."""
+    parents = {pid: _parent(pid) for pid in processes(directory)}
+    found = [first] if first in parents else []
+    for process in found:
+        found += [pid for pid, parent in parents.items() if parent == process]
+    return found
+
+
+def _parent(process: int) -> int:
+    """0 where it is gone."""
+    try:
+        # proc_pid_stat(5): its name, in brackets, may have any other character.
+        stat = Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace")
+        return int(stat.rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
+
+
 def resident(directory: Path) -> int:
     """The resident memory of all its processes, in bytes; what two of them share counts twice."""
     pages = 0

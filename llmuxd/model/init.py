@@ -18,10 +18,9 @@ PLACES = (
     *("/usr/local/libexec/podman", "/usr/local/lib/podman"),
     *("/usr/libexec/podman", "/usr/lib/podman"),
 )
-# What podman calls it in the container.
-_INSIDE = "podman-init"
 # Who says one of these has thought about it himself.
 _OWN = {"--init-path", "--pid", "--systemd"}
+_YES = {"--init", "--init=true", "--init=1", "--init=t", "--init=T", "--init=TRUE", "--init=True"}
 
 
 def options(model: ModelConfig) -> list[str]:
@@ -32,29 +31,9 @@ def options(model: ModelConfig) -> list[str]:
     (`mnt-v2: Can't remount … with MS_PRIVATE`, CRIU 4.2.1).
     """
     named = {word.partition("=")[0] for word in model.podman_args}
-    wanted = model.engine is Engine.VLLM or "--init" in model.podman_args
+    wanted = model.engine is Engine.VLLM or _YES.intersection(model.podman_args)
     path = os.pathsep.join([*PLACES, os.environ.get("PATH", os.defpath)])
     found = shutil.which(NAME, path=path)
     if found is None or not wanted or named & _OWN:
         return []
     return ["--init", f"--init-path={Path(found).resolve()}"]
-
-
-def server_behind(first: int) -> int:
-    """The process that the container's first one, if that is an init, has begun; 0 without one."""
-    try:
-        if Path(f"/proc/{first}/comm").read_text(encoding="ascii").strip() != _INSIDE:
-            return 0
-        children = Path(f"/proc/{first}/task/{first}/children").read_text(encoding="ascii").split()
-        # Who lost its own parent is the init's too, and comes later.
-        return min(map(int, children), key=_number_in_the_container, default=0)
-    except (OSError, ValueError):
-        return 0
-
-
-def _number_in_the_container(pid: int) -> int:
-    for line in Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines():
-        name, _, numbers = line.partition(":")
-        if name == "NSpid":
-            return int(numbers.split()[-1])
-    return pid

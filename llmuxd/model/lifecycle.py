@@ -22,7 +22,6 @@ from . import (
     freezer,
     identity,
     imaging,
-    init,
     keeping,
     parking,
     place,
@@ -172,13 +171,22 @@ class Lifecycle(Attending):
             self._stop(facts, order, watch)
 
     def _watched(self, process: int) -> resident.Watched:
-        return resident.Watched(process, init.server_behind(self._first), self._end_rest)
+        return resident.Watched(process, self._bound, self._end_rest)
+
+    def _bound(self) -> list[int]:
+        """The processes of one that waits in memory, and whom nobody is about to end."""
+        activation, name = Activation.load(self._model.name), self._model.name
+        if activation is None or not activation.payload:
+            return []
+        if not is_parked(name) or stopping_mark(name).exists():
+            return []
+        return cgroup.family(self._first, Path(activation.payload))
 
     def _end_rest(self) -> None:
-        """The server is gone: killed while it was parked, and its frozen init cannot say so."""
+        """A process of it is gone: what is left is of no use, but to whoever lacks the memory."""
         activation = Activation.load(self._model.name)
-        if activation is not None and activation.payload and is_parked(self._model.name):
-            log.error("its server was killed while it was parked; the rest of it is ended")
+        if activation is not None and self._bound():
+            log.error("a process of it was killed while it was parked; the rest of it is ended")
             freezer.kill(Path(activation.payload))
 
     def _stop_when_asked(self) -> bool:

@@ -35,14 +35,15 @@ Act = Callable[[str], str]
 
 @dataclass(frozen=True)
 class Watched:
-    """The processes with which the model ends: its container's conmon, and its server.
+    """What the model ends with: its container's conmon, and who is `bound` to stay.
 
-    `server` is 0 where conmon itself hears of its end; else `alone` is called once it is gone.
+    In a frozen container nobody ends by himself, and conmon hears nothing of one who is killed,
+    for his parent cannot reap him. `broken` is called then.
     """
 
     conmon: int
-    server: int = 0
-    alone: Callable[[], None] = lambda: None
+    bound: Callable[[], list[int]] = list
+    broken: Callable[[], None] = lambda: None
 
 
 def listen(model: str) -> socket.socket:
@@ -82,31 +83,35 @@ def stay(model: str, listening: socket.socket, watched: Watched, act: Act) -> No
         poll = select.poll()
         poll.register(listening, select.POLLIN)
         poll.register(conmon, select.POLLIN)
-        server = _open(watched.server)
-        if server is not None:
-            poll.register(server, select.POLLIN)
         children: list[int] = []
+        bound: list[int] = []
         while True:
-            ready = [descriptor for descriptor, _ in poll.poll(LINGER * 1000 if children else None)]
+            ready = {descriptor for descriptor, _ in poll.poll(LINGER * 1000 if children else None)}
             while children:
                 os.waitpid(children.pop(), 0)
             if conmon in ready:
                 break
-            if server is not None and server in ready:
-                poll.unregister(server)
-                watched.alone()
+            if ready.intersection(bound):
+                bound = _watch(poll, bound, [])
+                watched.broken()
             if listening.fileno() in ready:
                 with contextlib.suppress(OSError):
                     children += _answer(listening, act)
+                bound = _watch(poll, bound, watched.bound())
     socket_path(model).unlink(missing_ok=True)
 
 
-def _open(process: int) -> int | None:
-    """None where it is to be watched by nobody, or is gone: conmon hears of that, as all runs."""
-    try:
-        return os.pidfd_open(process) if process else None
-    except ProcessLookupError:
-        return None
+def _watch(poll: select.poll, before: list[int], processes: list[int]) -> list[int]:
+    """Watch these, and not those any more; what they are watched by."""
+    for descriptor in before:
+        poll.unregister(descriptor)
+        os.close(descriptor)
+    watched = []
+    for process in processes:
+        with contextlib.suppress(OSError):
+            watched.append(os.pidfd_open(process))
+            poll.register(watched[-1], select.POLLIN)
+    return watched
 
 
 def _answer(listening: socket.socket, act: Act) -> list[int]:

@@ -164,6 +164,11 @@ def ram(name: str) -> float:
     return int(text) / 2**30 if text.isdigit() else 0.0
 
 
+def resident(process: int) -> int:
+    """Pages of memory that the process has; what it shares counts, too."""
+    return int(Path(f"/proc/{process}/statm").read_text(encoding="ascii").split()[1])
+
+
 def available() -> float:
     """GiB of host memory that programs can have."""
     return int(lines("/proc/meminfo", "MemAvailable")[0].split()[1]) / 2**20

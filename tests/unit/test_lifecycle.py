@@ -2,12 +2,15 @@
 """What becomes of a model's container and its image where something came in between."""
 
 import errno
+import os
+import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 
@@ -21,6 +24,7 @@ from llmuxd.model.activation import (
     note_place,
     noted_place,
     order_leave,
+    stopping_mark,
     was_kept,
 )
 from llmuxd.model.attending import DiedAlone
@@ -224,3 +228,36 @@ def test_a_clean_up_that_podman_fails_is_left_to_the_next_start(
         an_activation("a", 1).save()
         Lifecycle(MODEL).clean_up()
     assert noted_place("a") is None and did[-1] == "remove"
+
+
+def test_whom_a_stop_ends_nobody_takes_for_killed(
+    did: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The container has a server, its engine, and a shell of somebody's who looks around."""
+    model = Lifecycle(MODEL)
+    with (
+        subprocess.Popen(["sh", "-c", "sleep 60 & echo $!; wait"], stdout=PIPE) as server,
+        subprocess.Popen(["sleep", "60"]) as shell,
+    ):
+        assert server.stdout is not None
+        engine = int(server.stdout.readline())
+        payload = tmp_path / "payload"
+        payload.mkdir()
+        (payload / "cgroup.procs").write_text(f"{shell.pid}\n{engine}\n{server.pid}\n4194304\n")
+        replace(an_activation("a", 1), payload=str(payload)).save()
+        model._first = server.pid
+        watched = model._watched(1)
+        assert watched.bound() == [server.pid, engine]
+        watched.broken()
+        assert (payload / "cgroup.kill").read_text() == "1"
+        (payload / "cgroup.kill").unlink()
+        stopping_mark("a").touch()
+        assert watched.bound() == []
+        watched.broken()
+        stopping_mark("a").unlink()
+        Parked(whole=False, vram={}).save("a")
+        assert watched.bound() == []
+        watched.broken()
+        assert not (payload / "cgroup.kill").exists()
+        os.kill(engine, signal.SIGKILL)
+        shell.kill()

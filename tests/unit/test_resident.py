@@ -46,7 +46,9 @@ def limited():
         raise BlockingIOError(11, "Resource temporarily unavailable")
     return fork()
 os.fork = limited
-watched = resident.Watched(int(sys.argv[1]), int(sys.argv[3]), lambda: act("alone"))
+def bound():
+    return [int(sys.argv[3])] if Path(sys.argv[2]).with_name("bound").exists() else []
+watched = resident.Watched(int(sys.argv[1]), bound, lambda: act("broken"))
 resident.stay("a", resident.listen("a"), watched, act)
 """
 
@@ -132,15 +134,29 @@ async def test_each_verb_is_done_by_a_process_of_its_own(stayed: Stayed) -> None
     assert socket_path("a").stat().st_mode & 0o777 == 0o600
 
 
-async def test_a_servers_end_is_noticed_once_and_it_is_asked_as_before(stayed: Stayed) -> None:
+async def test_the_end_of_one_that_cannot_end_by_itself_is_noticed_once(stayed: Stayed) -> None:
     await stayed.listens()
     units = Reloads()
+    stayed.log.with_name("bound").touch()
     await helper.park(units, "a")
     stayed.server.kill()
-    await stayed.does("alone")
+    await stayed.does("broken")
+    assert dict(stayed.did())["broken"] == stayed.process.pid
     await helper.park(units, "a")
-    assert [verb for verb, _ in stayed.did()] == ["park", "alone", "park"]
-    assert dict(stayed.did())["alone"] == stayed.process.pid
+    assert [verb for verb, _ in stayed.did()] == ["park", "broken", "park"]
+
+
+async def test_of_one_that_may_it_is_not(stayed: Stayed) -> None:
+    await stayed.listens()
+    units = Reloads()
+    bound = stayed.log.with_name("bound")
+    bound.touch()
+    await helper.park(units, "a")
+    bound.unlink()
+    await helper.park(units, "a")
+    stayed.server.kill()
+    await helper.park(units, "a")
+    assert [verb for verb, _ in stayed.did()] == ["park"] * 3
 
 
 async def test_one_that_fails_leaves_it_to_a_reload(stayed: Stayed) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from llmuxd import names
-from llmuxd.model import init
+from llmuxd.model import cgroup
 from llmuxd.model.activation import Leave, order_leave
 
 from .guest import (
@@ -129,8 +129,9 @@ def test_a_parked_model_that_is_killed_starts_again(who: str) -> None:
     text = complete(OPT).text
     sh("llmuxctl", "park", OPT)
     first = int(sh("podman", "inspect", "--format", "{{.State.Pid}}", names.container(OPT)))
-    server = init.server_behind(first)
-    assert server
+    payload = cgroup.of_process(first)
+    assert payload is not None
+    _, server = cgroup.family(first, payload)
     if who in ("init", "server"):
         os.kill(first if who == "init" else server, signal.SIGKILL)
     else:
