@@ -59,9 +59,11 @@ def start_over() -> None:
 def processes(directory: Path) -> list[int]:
     """The processes of a cgroup and of those below it; none where there is no such cgroup."""
     pids = []
-    for procs in directory.rglob("cgroup.procs"):
-        with contextlib.suppress(OSError):
-            pids += [int(pid) for pid in procs.read_text(encoding="ascii").split()]
+    # Python 3.11 says so where one goes while it is looked for.
+    with contextlib.suppress(OSError):
+        for procs in directory.rglob("cgroup.procs"):
+            with contextlib.suppress(OSError):
+                pids += [int(pid) for pid in procs.read_text(encoding="ascii").split()]
     return pids
 
 

@@ -91,14 +91,39 @@ def stay(model: str, listening: socket.socket, watched: Watched, act: Act) -> No
                 os.waitpid(children.pop(), 0)
             if conmon in ready:
                 break
-            if ready.intersection(bound):
-                bound = _watch(poll, bound, [])
-                watched.broken()
+            verb = ""
             if listening.fileno() in ready:
                 with contextlib.suppress(OSError):
-                    children += _answer(listening, act)
-                bound = _watch(poll, bound, watched.bound())
+                    verb, asked = _answer(listening, act)
+                    children += asked
+            if ready:
+                # Of one that is parked anew, they were its running self's.
+                before = [] if verb.startswith("park") else bound
+                bound = _watch(poll, bound, _bound(watched, before))
     socket_path(model).unlink(missing_ok=True)
+
+
+def _bound(watched: Watched, before: list[int]) -> list[int]:
+    """Who is bound to stay from here on; those of `before` were until now."""
+    try:
+        processes = watched.bound()
+        # Not sooner: whoever ends now is among them still.
+        if _any_ended(before):
+            watched.broken()
+            processes = watched.bound()
+        return processes
+    except Exception:
+        # It goes on: nobody else parks the model, or brings it back, as soon.
+        log.exception("a bug")
+        return []
+
+
+def _any_ended(bound: list[int]) -> bool:
+    """Whether one of them has since they were last asked for."""
+    poll = select.poll()
+    for descriptor in bound:
+        poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def _watch(poll: select.poll, before: list[int], processes: list[int]) -> list[int]:
@@ -114,8 +139,8 @@ def _watch(poll: select.poll, before: list[int], processes: list[int]) -> list[i
     return watched
 
 
-def _answer(listening: socket.socket, act: Act) -> list[int]:
-    """One question: a child does what it asks, and has ended, but is a process still."""
+def _answer(listening: socket.socket, act: Act) -> tuple[str, list[int]]:
+    """One question: its verb, and the child that did it, which has ended and is a process still."""
     asking, _ = listening.accept()
     with contextlib.ExitStack() as closed:
         closed.enter_context(asking)
@@ -123,14 +148,14 @@ def _answer(listening: socket.socket, act: Act) -> list[int]:
             asking.settimeout(HEAR_LIMIT)
             verb = asking.recv(64).decode(errors="replace").strip()
             if not verb:
-                return []
+                return "", []
             who = _who(asking)
             child = os.fork()
         except OSError as error:
             # Nothing of it was begun: without a word it would seem to have died in the middle.
             with contextlib.suppress(OSError):
                 asking.sendall(f"failed: {error}\n".encode())
-            return []
+            return "", []
         if child == 0:
             listening.close()
             # A stop whose dump is given up on kills the rest of the unit: were it who asked too,
@@ -142,7 +167,7 @@ def _answer(listening: socket.socket, act: Act) -> list[int]:
             # Its end tells who asked that this process has ended too, with the container.
             closed.pop_all()
             asking.detach()
-    return [child]
+    return verb, [child]
 
 
 def _who(asking: socket.socket) -> int:

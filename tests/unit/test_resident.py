@@ -26,6 +26,9 @@ from llmuxd.model import cgroup, resident
 def act(verb):
     with Path(sys.argv[2]).open("a") as log:
         log.write(f"{verb} {os.getpid()}\\n")
+    kills = Path(sys.argv[2]).with_name("kills")
+    if kills.exists():
+        os.kill(int(kills.read_text()), 9)
     if verb == "wake":
         raise ValueError("a bug")
     if verb.startswith("stop"):
@@ -47,7 +50,10 @@ def limited():
     return fork()
 os.fork = limited
 def bound():
-    return [int(sys.argv[3])] if Path(sys.argv[2]).with_name("bound").exists() else []
+    server = Path("/proc", sys.argv[3], "stat")
+    # A zombie is in no cgroup.
+    alive = server.read_text().rpartition(")")[2].split()[0] != "Z"
+    return [int(sys.argv[3])] if alive and Path(sys.argv[2]).with_name("bound").exists() else []
 watched = resident.Watched(int(sys.argv[1]), bound, lambda: act("broken"))
 resident.stay("a", resident.listen("a"), watched, act)
 """
@@ -139,11 +145,25 @@ async def test_the_end_of_one_that_cannot_end_by_itself_is_noticed_once(stayed: 
     units = Reloads()
     stayed.log.with_name("bound").touch()
     await helper.park(units, "a")
+    # Asked again, it has done all that comes after that.
+    await stayed.open()
     stayed.server.kill()
     await stayed.does("broken")
     assert dict(stayed.did())["broken"] == stayed.process.pid
     await helper.park(units, "a")
     assert [verb for verb, _ in stayed.did()] == ["park", "broken", "park"]
+
+
+async def test_so_it_is_while_something_is_asked(stayed: Stayed) -> None:
+    await stayed.listens()
+    units = Reloads()
+    stayed.log.with_name("bound").touch()
+    await helper.park(units, "a")
+    await stayed.open()
+    stayed.log.with_name("kills").write_text(str(stayed.server.pid))
+    await helper.wake(units, "a")
+    await stayed.does("broken")
+    assert [verb for verb, _ in stayed.did()] == ["park", "wake", "broken"]
 
 
 async def test_of_one_that_may_it_is_not(stayed: Stayed) -> None:
