@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .. import files, loggers, names
-from ..config import ModelConfig
+from ..config import Engine, ModelConfig
 from . import caches, init, seccomp, vllm
 from .activation import conmon_pidfile
 from .network import Network
@@ -29,6 +29,9 @@ RESTORE_LOG = "restore.log"
 # What podman and the kernel both take for a size.
 _SHM_SIZE = r"([0-9]{1,15})([kKmMgG]?)[iI]?[bB]?"
 _SHM = {"--ipc", "--shm-size", "--mount", "--tmpfs", "--volume", "-v"}
+_INIT = {"--init", "--init=true", "--init=1", "--init=t", "--init=T", "--init=TRUE", "--init=True"}
+# Who says one of these has thought about its first process himself.
+_OWN_INIT = {"--init-path", "--pid", "--systemd"}
 # How podman says that it has no such thing; it exits with 125 for any other trouble too.
 _NO_IMAGE = ("image not known", "no such image")
 _RUNS = "is running or paused"
@@ -126,14 +129,13 @@ class Container:
             "--conmon-pidfile", str(conmon_pidfile(model.name)),
             "--publish", f"127.0.0.1:{port}:{model.port}",
         ]  # fmt: skip
-        argv += self._shm() + self._locks() + network
+        argv += self._shm() + self._locks() + self._init() + network
         for key, value in self._environment().items():
             argv += ["--env", f"{key}={value}"]
         for volume in self._volumes():
             argv += ["--volume", volume]
         for device in model.device_names:
             argv += ["--device", device]
-        argv += init.options(model)
         run([*argv, *model.podman_args, model.image, *self._arguments()], RUN_TIMEOUT)
 
     def _shm(self) -> list[str]:
@@ -164,6 +166,18 @@ class Container:
             # podman puts a tmpfs on /run, /tmp and /var/tmp; CRIU dumps what is in it.
             locks.append("--read-only")
         return locks
+
+    def _init(self) -> list[str]:
+        """What has an init be its first process; `podman_args` come later, and have the last word.
+
+        An image of another engine than vLLM may have one of its own, which has to be the first.
+        """
+        words = self._model.podman_args
+        wanted = self._model.engine is Engine.VLLM or _INIT.intersection(words)
+        if not wanted or _OWN_INIT.intersection(word.partition("=")[0] for word in words):
+            return []
+        path = init.path()
+        return [] if path is None else ["--init", f"--init-path={path}"]
 
     def _environment(self) -> dict[str, str]:
         environment = dict(self._model.env)

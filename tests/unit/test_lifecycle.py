@@ -230,9 +230,7 @@ def test_a_clean_up_that_podman_fails_is_left_to_the_next_start(
     assert noted_place("a") is None and did[-1] == "remove"
 
 
-def test_whom_a_stop_ends_nobody_takes_for_killed(
-    did: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_whom_a_stop_ends_nobody_takes_for_killed(did: list[str], tmp_path: Path) -> None:
     """The container has a server, its engine, and a shell of somebody's who looks around."""
     model = Lifecycle(MODEL)
     with (
